@@ -1,0 +1,2 @@
+//! siren
+fn main() {}

@@ -1,0 +1,145 @@
+//! The one error type. Its [`Status`] maps one to one onto the codes of the C ABI.
+
+use std::fmt;
+
+/// What went wrong, as a stable number: the status codes of `siren.h`.
+///
+/// The values are part of the ABI: none is ever reused or renumbered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum Status {
+    /// An argument is missing, contradictory or out of its range.
+    InvalidArgument = 1,
+    /// The handle was freed, is foreign, or names another kind of object.
+    InvalidHandle = 2,
+    /// Text is not valid UTF-8.
+    InvalidUtf8 = 3,
+    /// A file, directory, repository or revision does not exist.
+    NotFound = 4,
+    /// The operating system refused to read or write something that exists.
+    Io = 5,
+    /// A model's files are damaged, contradictory or outside what is accepted.
+    InvalidModel = 6,
+    /// A valid request that this build, device or artifact kind cannot serve.
+    Unsupported = 7,
+    /// The hub could not be reached, or answered with a failure.
+    Network = 8,
+    /// The hub refused access (401 or 403): a token is missing or lacks rights.
+    Unauthorized = 9,
+    /// A download would be needed, and the network was switched off by option.
+    Offline = 10,
+    /// A text, batch or file is larger than the limit that was set for it.
+    LimitExceeded = 11,
+    /// Memory for the request could not be had.
+    OutOfMemory = 12,
+    /// The queue is full: try again later.
+    Busy = 13,
+    /// The call was cancelled by its caller.
+    Cancelled = 14,
+    /// The deadline passed before the result was there.
+    DeadlineExceeded = 15,
+    /// An earlier panic broke this guard; open a new one.
+    Poisoned = 16,
+    /// The process was forked after the guard was opened.
+    Forked = 17,
+    /// The model computed a value that is not a finite score.
+    NonFinite = 18,
+    /// A bug inside the library, caught at its boundary.
+    Internal = 19,
+}
+
+impl Status {
+    /// The constant's name in `siren.h`, without its prefix, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::InvalidArgument => "invalid_argument",
+            Status::InvalidHandle => "invalid_handle",
+            Status::InvalidUtf8 => "invalid_utf8",
+            Status::NotFound => "not_found",
+            Status::Io => "io",
+            Status::InvalidModel => "invalid_model",
+            Status::Unsupported => "unsupported",
+            Status::Network => "network",
+            Status::Unauthorized => "unauthorized",
+            Status::Offline => "offline",
+            Status::LimitExceeded => "limit_exceeded",
+            Status::OutOfMemory => "out_of_memory",
+            Status::Busy => "busy",
+            Status::Cancelled => "cancelled",
+            Status::DeadlineExceeded => "deadline_exceeded",
+            Status::Poisoned => "poisoned",
+            Status::Forked => "forked",
+            Status::NonFinite => "non_finite",
+            Status::Internal => "internal",
+        }
+    }
+}
+
+/// A failed call: a stable [`Status`] and a message written for the person who reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    status: Status,
+    message: String,
+}
+
+/// `Result` with the library's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error of `status` that says `message`.
+    pub fn new(status: Status, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    /// [`Status::InvalidArgument`].
+    pub fn argument(message: impl Into<String>) -> Self {
+        Self::new(Status::InvalidArgument, message)
+    }
+
+    /// [`Status::Internal`].
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(Status::Internal, message)
+    }
+
+    /// [`Status::InvalidModel`], in the one form that all model errors have:
+    /// file, field, what was found, what was expected.
+    pub fn model(
+        file: impl fmt::Display,
+        field: impl fmt::Display,
+        found: impl fmt::Display,
+        expected: impl fmt::Display,
+    ) -> Self {
+        Self::new(
+            Status::InvalidModel,
+            format!("{file}: {field}: found {found}, expected {expected}"),
+        )
+    }
+
+    /// An error of the operating system while it touched `path`.
+    pub fn io(path: impl fmt::Display, error: &std::io::Error) -> Self {
+        let status = match error.kind() {
+            std::io::ErrorKind::NotFound => Status::NotFound,
+            std::io::ErrorKind::OutOfMemory => Status::OutOfMemory,
+            _ => Status::Io,
+        };
+        Self::new(status, format!("{path}: {error}"))
+    }
+
+    /// The stable code.
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
+    /// What happened, in words: names what was wrong and what was expected.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,5 @@
+//! libsiren: how harmful is a text? The SIREN hidden-state guard as a native library.
+
+mod error;
+
+pub use error::{Error, Result, Status};
