@@ -75,6 +75,43 @@ pub struct Info {
     pub weight_bytes: usize,
 }
 
+impl Info {
+    /// Everything, as one JSON object.
+    pub fn to_json(&self) -> serde_json::Value {
+        let layers: Vec<_> = self.layers.iter().map(LayerInfo::to_json).collect();
+        serde_json::json!({
+            "model_dir": self.model_dir.display().to_string(),
+            "backbone_dir": self.backbone_dir.display().to_string(),
+            "base_model": self.base_model.model_id,
+            "revision": self.base_model.revision,
+            "family": self.family.model_type(),
+            "pooling_type": self.pooling.name(),
+            "selected_layers": layers,
+            "head_dims": self.head_dims,
+            "max_length": self.max_length,
+            "default_threshold": self.default_threshold,
+            "backbone_layers": self.backbone_layers,
+            "layers_run": self.layers_run,
+            "hidden_size": self.hidden_size,
+            "device": self.device,
+            "dtype": self.dtype,
+            "threads": self.threads,
+            "weight_bytes": self.weight_bytes,
+        })
+    }
+}
+
+impl LayerInfo {
+    /// The layer as a JSON object.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "layer": self.index,
+            "weight": self.weight,
+            "neurons": self.neurons,
+        })
+    }
+}
+
 /// One selected layer of [`Info`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerInfo {
@@ -218,16 +255,7 @@ impl Guard {
                 "the threshold is {threshold}, expected a number from 0 to 1"
             )));
         }
-        if inputs.len() > self.options.max_batch {
-            return Err(Error::new(
-                Status::LimitExceeded,
-                format!(
-                    "the batch has {} inputs, more than the limit of {}",
-                    inputs.len(),
-                    self.options.max_batch
-                ),
-            ));
-        }
+        self.check_batch(inputs.len())?;
         let prepared: Vec<Result<text::Tokens>> =
             self.pool.install(|| inputs.par_iter().map(|input| self.prepare(*input)).collect());
         let mut waiting = Vec::new();
@@ -253,6 +281,30 @@ impl Guard {
             }
         }
         Ok(results)
+    }
+
+    /// Most inputs of one batch.
+    pub fn max_batch(&self) -> usize {
+        self.options.max_batch
+    }
+
+    /// Longest text in bytes, before cleaning.
+    pub fn max_text_bytes(&self) -> usize {
+        self.options.max_text_bytes
+    }
+
+    /// Holds a batch's size against the limit, before anything is read.
+    pub(crate) fn check_batch(&self, count: usize) -> Result<()> {
+        if count > self.options.max_batch {
+            return Err(Error::new(
+                Status::LimitExceeded,
+                format!(
+                    "the batch has {count} inputs, more than the limit of {}",
+                    self.options.max_batch
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// Runs one short text, so that the first call is as fast as the second.

@@ -2,8 +2,18 @@
 #![allow(missing_docs)]
 use crate::error::*;
 use std::path::PathBuf;
-#[derive(Clone, Debug, Default)]
-pub struct HubOptions {}
+#[derive(Clone, Default)]
+pub struct HubOptions {
+    pub cache_dir: Option<PathBuf>,
+    pub endpoint: Option<String>,
+    pub token: Option<String>,
+    pub offline: bool,
+    pub progress: Option<P>,
+}
+impl std::fmt::Debug for HubOptions { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("") } }
+type P = std::sync::Arc<dyn Fn(Progress) + Send + Sync>;
+pub struct Progress { pub file: String, pub done: u64, pub total: Option<u64> }
+
 pub struct Repo {}
 impl Repo {
     pub fn new(id: &str, _r: Option<&str>) -> Result<Self> {

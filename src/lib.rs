@@ -17,6 +17,7 @@ mod artifact;
 mod backbone;
 mod checkpoint;
 mod error;
+pub mod ffi;
 mod guard;
 pub mod hub;
 mod json;

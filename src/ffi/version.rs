@@ -1,0 +1,135 @@
+//! Versions and the names of statuses.
+
+use std::ffi::c_char;
+
+use crate::error::Status;
+
+/// Changes with every incompatible change of the ABI, as the library's SONAME does.
+pub const SIREN_ABI_MAJOR: u32 = 0;
+/// Grows with every addition to the ABI.
+pub const SIREN_ABI_MINOR: u32 = 1;
+
+/// The call succeeded.
+pub const SIREN_OK: i32 = 0;
+/// An argument is missing, contradictory or out of its range.
+pub const SIREN_INVALID_ARGUMENT: i32 = 1;
+/// The handle was freed, is foreign, or names another kind of object.
+pub const SIREN_INVALID_HANDLE: i32 = 2;
+/// Text is not valid UTF-8.
+pub const SIREN_INVALID_UTF8: i32 = 3;
+/// A file, directory, repository or revision does not exist.
+pub const SIREN_NOT_FOUND: i32 = 4;
+/// The operating system refused to read or write something that exists.
+pub const SIREN_IO: i32 = 5;
+/// A model's files are damaged, contradictory or outside what is accepted.
+pub const SIREN_INVALID_MODEL: i32 = 6;
+/// A valid request that this build, device or artifact kind cannot serve.
+pub const SIREN_UNSUPPORTED: i32 = 7;
+/// The hub could not be reached, or answered with a failure.
+pub const SIREN_NETWORK: i32 = 8;
+/// The hub refused access: a token is missing or lacks rights.
+pub const SIREN_UNAUTHORIZED: i32 = 9;
+/// A download would be needed, and the network was switched off by option.
+pub const SIREN_OFFLINE: i32 = 10;
+/// A text, batch or file is larger than the limit that was set for it.
+pub const SIREN_LIMIT_EXCEEDED: i32 = 11;
+/// Memory for the request could not be had.
+pub const SIREN_OUT_OF_MEMORY: i32 = 12;
+/// The queue is full: try again later.
+pub const SIREN_BUSY: i32 = 13;
+/// The call was cancelled by its caller.
+pub const SIREN_CANCELLED: i32 = 14;
+/// The deadline passed before the result was there.
+pub const SIREN_DEADLINE_EXCEEDED: i32 = 15;
+/// An earlier panic broke this guard; open a new one.
+pub const SIREN_POISONED: i32 = 16;
+/// The process was forked after the guard was opened.
+pub const SIREN_FORKED: i32 = 17;
+/// The model computed a value that is not a finite score.
+pub const SIREN_NON_FINITE: i32 = 18;
+/// A bug inside the library, caught at its boundary.
+pub const SIREN_INTERNAL: i32 = 19;
+
+/// `SIREN_ABI_MAJOR << 16 | SIREN_ABI_MINOR` of the loaded library.
+#[unsafe(no_mangle)]
+pub extern "C" fn siren_abi_version() -> u32 {
+    SIREN_ABI_MAJOR << 16 | SIREN_ABI_MINOR
+}
+
+/// The library's version, such as `0.1.0`. Static; not to be freed.
+#[unsafe(no_mangle)]
+pub extern "C" fn siren_version() -> *const c_char {
+    concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}
+
+/// The name of a status, such as `invalid_argument`; `ok` for 0, `unknown` for a number that is
+/// none. Static; not to be freed.
+#[unsafe(no_mangle)]
+pub extern "C" fn siren_status_name(status: i32) -> *const c_char {
+    let name = match status {
+        0 => c"ok",
+        _ => STATUSES.iter().find(|(s, _)| *s as i32 == status).map_or(c"unknown", |(_, n)| n),
+    };
+    name.as_ptr()
+}
+
+/// Every status with its name as a C string.
+const STATUSES: [(Status, &std::ffi::CStr); 19] = [
+    (Status::InvalidArgument, c"invalid_argument"),
+    (Status::InvalidHandle, c"invalid_handle"),
+    (Status::InvalidUtf8, c"invalid_utf8"),
+    (Status::NotFound, c"not_found"),
+    (Status::Io, c"io"),
+    (Status::InvalidModel, c"invalid_model"),
+    (Status::Unsupported, c"unsupported"),
+    (Status::Network, c"network"),
+    (Status::Unauthorized, c"unauthorized"),
+    (Status::Offline, c"offline"),
+    (Status::LimitExceeded, c"limit_exceeded"),
+    (Status::OutOfMemory, c"out_of_memory"),
+    (Status::Busy, c"busy"),
+    (Status::Cancelled, c"cancelled"),
+    (Status::DeadlineExceeded, c"deadline_exceeded"),
+    (Status::Poisoned, c"poisoned"),
+    (Status::Forked, c"forked"),
+    (Status::NonFinite, c"non_finite"),
+    (Status::Internal, c"internal"),
+];
+
+// The constants are written out for the header's readers; they cannot drift from the enum.
+const _: () = {
+    assert!(SIREN_INVALID_ARGUMENT == Status::InvalidArgument as i32);
+    assert!(SIREN_INVALID_HANDLE == Status::InvalidHandle as i32);
+    assert!(SIREN_INVALID_UTF8 == Status::InvalidUtf8 as i32);
+    assert!(SIREN_NOT_FOUND == Status::NotFound as i32);
+    assert!(SIREN_IO == Status::Io as i32);
+    assert!(SIREN_INVALID_MODEL == Status::InvalidModel as i32);
+    assert!(SIREN_UNSUPPORTED == Status::Unsupported as i32);
+    assert!(SIREN_NETWORK == Status::Network as i32);
+    assert!(SIREN_UNAUTHORIZED == Status::Unauthorized as i32);
+    assert!(SIREN_OFFLINE == Status::Offline as i32);
+    assert!(SIREN_LIMIT_EXCEEDED == Status::LimitExceeded as i32);
+    assert!(SIREN_OUT_OF_MEMORY == Status::OutOfMemory as i32);
+    assert!(SIREN_BUSY == Status::Busy as i32);
+    assert!(SIREN_CANCELLED == Status::Cancelled as i32);
+    assert!(SIREN_DEADLINE_EXCEEDED == Status::DeadlineExceeded as i32);
+    assert!(SIREN_POISONED == Status::Poisoned as i32);
+    assert!(SIREN_FORKED == Status::Forked as i32);
+    assert!(SIREN_NON_FINITE == Status::NonFinite as i32);
+    assert!(SIREN_INTERNAL == Status::Internal as i32);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_rust_statuses() {
+        for (status, name) in STATUSES {
+            assert_eq!(status.name(), name.to_str().unwrap());
+        }
+        for (i, (status, _)) in STATUSES.iter().enumerate() {
+            assert_eq!(*status as i32, i as i32 + 1);
+        }
+    }
+}
