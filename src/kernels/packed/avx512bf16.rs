@@ -1,0 +1,144 @@
+//! Dot products of bf16 pairs in 512 bits.
+#![allow(unsafe_code)] // Intrinsics on raw pointers, called by the driver under the contract of `TileKernel::tile`.
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use super::drive::{ACT_STRIDE, Tile, TileKernel, lines_ahead};
+use super::pack::{BLOCK, PANEL, Storage};
+
+/// For pairs of bf16.
+pub(super) struct Kernel;
+
+impl TileKernel for Kernel {
+    const STORAGE: Storage = Storage::Bf16Pairs;
+    const MAX_ROWS: usize = 12;
+
+    fn panels(rows: usize) -> usize {
+        match rows {
+            0..=2 => 4,
+            3..=6 => 2,
+            _ => 1,
+        }
+    }
+
+    unsafe fn load(x: &[f32], _round: bool, words: &mut [MaybeUninit<u32>; BLOCK]) {
+        // SAFETY: the CPU is the caller's promise.
+        unsafe { load(x, words) };
+    }
+
+    unsafe fn tile(rows: usize, panels: usize, t: Tile) {
+        // SAFETY: the caller's promises are those that `tile` asks for.
+        unsafe {
+            match (rows, panels) {
+                (1, 4) => tile::<1, 4>(t),
+                (2, 4) => tile::<2, 4>(t),
+                (3, 2) => tile::<3, 2>(t),
+                (4, 2) => tile::<4, 2>(t),
+                (5, 2) => tile::<5, 2>(t),
+                (6, 2) => tile::<6, 2>(t),
+                (1, 1) => tile::<1, 1>(t),
+                (2, 1) => tile::<2, 1>(t),
+                (3, 1) => tile::<3, 1>(t),
+                (4, 1) => tile::<4, 1>(t),
+                (5, 1) => tile::<5, 1>(t),
+                (6, 1) => tile::<6, 1>(t),
+                (7, 1) => tile::<7, 1>(t),
+                (8, 1) => tile::<8, 1>(t),
+                (9, 1) => tile::<9, 1>(t),
+                (10, 1) => tile::<10, 1>(t),
+                (11, 1) => tile::<11, 1>(t),
+                (12, 1) => tile::<12, 1>(t),
+                _ => unreachable!("no tile of {rows} rows and {panels} panels"),
+            }
+        }
+    }
+}
+
+/// Rounds a row to bf16 and pads it with zeros to whole pairs.
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn load(x: &[f32], words: &mut [MaybeUninit<u32>; BLOCK]) {
+    assert!(x.len() <= 2 * BLOCK);
+    let (vectors, rest) = x.as_chunks::<16>();
+    let (words, _) = words.as_chunks_mut::<8>();
+    let store = |words: &mut [MaybeUninit<u32>; 8], x: __m512| {
+        // SAFETY: 32 bytes to write into; a bf16 vector is plain bits.
+        unsafe { words.as_mut_ptr().cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(x)) };
+    };
+    for (x, words) in vectors.iter().zip(&mut *words) {
+        // SAFETY: 16 floats to read.
+        store(words, unsafe { _mm512_loadu_ps(x.as_ptr()) });
+    }
+    if !rest.is_empty() {
+        // SAFETY: the mask has a bit for each of the floats that are there.
+        let x = unsafe { _mm512_maskz_loadu_ps((1 << rest.len()) - 1, rest.as_ptr()) };
+        store(&mut words[vectors.len()], x);
+    }
+}
+
+/// # Safety
+/// As [`TileKernel::tile`].
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn tile<const R: usize, const P: usize>(t: Tile) {
+    let slab = t.slab.cast::<__m512bh>();
+    let ahead = const { lines_ahead(R) };
+    let mut sums = [[[_mm512_setzero_ps(); 2]; P]; R];
+    if !t.first {
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for (p, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: row r and panel p of the output tile.
+                let y = unsafe { t.y.add(r * t.y_stride + p * PANEL) };
+                // SAFETY: its 32 columns.
+                *sums = unsafe { [_mm512_loadu_ps(y), _mm512_loadu_ps(y.add(16))] };
+            }
+        }
+    }
+    for s in 0..t.steps {
+        let mut columns = [[zero(); 2]; P];
+        for (p, columns) in columns.iter_mut().enumerate() {
+            // SAFETY: step s of the slab of panel p, two aligned vectors.
+            let at = unsafe { slab.add((p * t.steps + s) * 2) };
+            if ahead > 0 {
+                for line in ahead..ahead + 2 {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast());
+                }
+            }
+            // SAFETY: as above.
+            *columns = unsafe { [at.read(), at.add(1).read()] };
+        }
+        for (r, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: word s of row r.
+            let x = unsafe { t.acts.cast::<i32>().add(r * ACT_STRIDE + s).read() };
+            let x = pairs(_mm512_set1_epi32(x));
+            for (sums, columns) in sums.iter_mut().zip(&columns) {
+                for (sum, column) in sums.iter_mut().zip(columns) {
+                    *sum = _mm512_dpbf16_ps(*sum, x, *column);
+                }
+            }
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        for (p, sums) in sums.iter().enumerate() {
+            // SAFETY: row r and panel p of the output tile.
+            let y = unsafe { t.y.add(r * t.y_stride + p * PANEL) };
+            // SAFETY: its 32 columns.
+            unsafe {
+                _mm512_storeu_ps(y, sums[0]);
+                _mm512_storeu_ps(y.add(16), sums[1]);
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn pairs(words: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes of plain bits.
+    unsafe { std::mem::transmute(words) }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn zero() -> __m512bh {
+    pairs(_mm512_setzero_si512())
+}

@@ -1,0 +1,257 @@
+//! From a product to tiles: the tasks that threads share, the blocks over k, the rows of a tile.
+#![allow(unsafe_code)] // Tasks write disjoint rectangles of `y`, which slices cannot express; tile kernels take pointers.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::pack::{BLOCK, Line, PANEL, Panels, Storage};
+
+/// The most rows a tile of any kernel has.
+const ROWS: usize = 12;
+/// Words from one row of a packed activation tile to the next: a block, and a cache line so that
+/// the rows of a tile do not share one set of the L1 cache.
+pub(super) const ACT_STRIDE: usize = BLOCK + 16;
+/// How much of the packed weights a task works on at a time: half of a 1 MiB L2 cache.
+const SLABS_BYTES: usize = 512 << 10;
+/// Rows of a task: with its slabs in L2 as well, the part of `y` that it adds to stays close.
+const TASK_ROWS: usize = 192;
+
+/// How many cache lines of the slab a tile of `rows` rows prefetches ahead of its sums, 0 for not at
+/// all. The hardware stops at every 4 KiB page, which a tile that computes for a while on each line
+/// notices; one of a row or two asks for lines so fast that prefetching only adds instructions.
+#[cfg(target_arch = "x86_64")]
+pub(super) const fn lines_ahead(rows: usize) -> usize {
+    match rows {
+        0..=2 => 0,
+        3..=6 => 64,
+        _ => 128,
+    }
+}
+
+/// What one call of a tile kernel works on.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    /// Activations: row r at word `r * ACT_STRIDE`, one word a step (an f32, or a pair of bf16).
+    pub(super) acts: *const u32,
+    /// The slab of the first panel.
+    pub(super) slab: *const Line,
+    /// Steps in the slab.
+    pub(super) steps: usize,
+    /// The output tile, `[rows, panels * PANEL]`.
+    pub(super) y: *mut f32,
+    /// From one output row to the next.
+    pub(super) y_stride: usize,
+    /// Whether the sums start from zero, or from what `y` holds.
+    pub(super) first: bool,
+}
+
+/// The kernels of one instruction set for one storage.
+pub(super) trait TileKernel {
+    const STORAGE: Storage;
+    /// The most rows of a tile, at most [`ROWS`].
+    const MAX_ROWS: usize;
+
+    /// How many panels a tile of `rows` rows spans where there are as many: few rows need several,
+    /// for enough independent sums to fill the pipeline.
+    fn panels(rows: usize) -> usize;
+
+    /// Writes the words of one row for at most a block of steps, rounding to bf16 first if `round`.
+    ///
+    /// # Safety
+    /// The CPU has the kernel's instructions.
+    unsafe fn load(x: &[f32], round: bool, words: &mut [MaybeUninit<u32>; BLOCK]) {
+        if round {
+            for (word, v) in words.iter_mut().zip(x) {
+                word.write(u32::from(bf16::from_f32(*v).to_bits()) << 16);
+            }
+        } else {
+            for (word, v) in words.iter_mut().zip(x) {
+                word.write(v.to_bits());
+            }
+        }
+    }
+
+    /// `y += acts · slab` for a tile of `rows` rows and `panels` panels, whose slabs follow one
+    /// another.
+    ///
+    /// # Safety
+    /// The CPU has the kernel's instructions. `rows` is in `1..=MAX_ROWS` and `panels` is 1 or
+    /// `panels(rows)`. The words, the slabs and the output tile that `tile` describes are valid, the
+    /// first two initialised, the last so unless `first`, and nobody else uses the output tile.
+    unsafe fn tile(rows: usize, panels: usize, tile: Tile);
+}
+
+/// `y`, shared by tasks that write disjoint parts.
+#[derive(Clone, Copy)]
+struct Output {
+    start: *mut f32,
+}
+
+// SAFETY: the tasks of one call write disjoint rectangles and end before the call does.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+/// A grid of tasks: each `tiles` row tiles by `panels` panels.
+#[derive(Clone, Copy)]
+struct Grid {
+    tiles: usize,
+    panels: usize,
+}
+
+impl Grid {
+    /// Few large tasks pack fewer activations and read weights from memory less often; every thread
+    /// needs some.
+    fn new(tiles: usize, w: &Panels, max_rows: usize, threads: usize) -> Self {
+        let slab = w.steps.min(BLOCK) * w.storage.step_lines() * size_of::<Line>();
+        let mut task_panels = (SLABS_BYTES / slab.max(1)).clamp(1, w.count);
+        let mut task_tiles = (TASK_ROWS / max_rows).clamp(1, tiles);
+        if threads > 1 {
+            let tasks = |t: usize, p: usize| tiles.div_ceil(t) * w.count.div_ceil(p);
+            // Enough for the threads to end together, of panels enough for the widest tile;
+            while tasks(task_tiles, task_panels) < 6 * threads {
+                if task_tiles > 4 {
+                    task_tiles = task_tiles.div_ceil(2);
+                } else if task_panels > 4 {
+                    task_panels = task_panels.div_ceil(2);
+                } else if task_tiles > 1 {
+                    task_tiles = task_tiles.div_ceil(2);
+                } else {
+                    break;
+                }
+            }
+            // and smaller ones only where threads would have none.
+            while tasks(task_tiles, task_panels) < threads && task_panels > 1 {
+                task_panels = task_panels.div_ceil(2);
+            }
+        }
+        Self { tiles: task_tiles, panels: task_panels }
+    }
+}
+
+/// `y = x Wᵀ` with the kernels `K`.
+///
+/// `w` is packed for them; `x` and `y` are the same number of whole rows, of `w.k` and `w.n`, and
+/// `w.n` is not 0.
+///
+/// # Safety
+/// The CPU has the instructions of `K`.
+pub(super) unsafe fn run<K: TileKernel>(w: &Panels, round: bool, x: &[f32], y: &mut [f32]) {
+    let m = y.len() / w.n;
+    assert!(w.storage == K::STORAGE && x.len() == m * w.k && y.len() == m * w.n);
+    if w.k == 0 {
+        y.fill(0.0);
+        return;
+    }
+    let tiles = m.div_ceil(K::MAX_ROWS);
+    let threads = rayon::current_num_threads();
+    let grid = Grid::new(tiles, w, K::MAX_ROWS, threads);
+    let (across, down) = (w.count.div_ceil(grid.panels), tiles.div_ceil(grid.tiles));
+    let output = Output { start: y.as_mut_ptr() };
+    // Tasks that share weights are neighbours, so that mostly one thread reads them.
+    let task = |i: usize| {
+        let (column, row) = (i / down, i % down);
+        let panels = share(w.count, across, column);
+        let tiles_here = share(tiles, down, row);
+        // SAFETY: distinct tasks have distinct pairs of panel and tile ranges, which do not overlap;
+        // `y` is m rows of n and outlives the tasks; the CPU is the caller's promise.
+        unsafe { task::<K>(w, round, x, output, m, tiles, tiles_here, panels) }
+    };
+    if threads == 1 || across * down == 1 {
+        (0..across * down).for_each(task);
+    } else {
+        (0..across * down).into_par_iter().with_max_len(1).for_each(task);
+    }
+}
+
+/// Part `i` of `parts` nearly equal ones of `0..whole`.
+fn share(whole: usize, parts: usize, i: usize) -> Range<usize> {
+    i * whole / parts..(i + 1) * whole / parts
+}
+
+/// One task: the row tiles `tiles` out of `all_tiles`, and `panels`.
+///
+/// # Safety
+/// `y` points at `m` rows of `w.n`, and nobody else uses those rows and columns meanwhile. The
+/// CPU has the instructions of `K`.
+#[expect(clippy::too_many_arguments, reason = "one caller, and a struct would only rename them")]
+unsafe fn task<K: TileKernel>(
+    w: &Panels,
+    round: bool,
+    x: &[f32],
+    y: Output,
+    m: usize,
+    all_tiles: usize,
+    tiles: Range<usize>,
+    panels: Range<usize>,
+) {
+    let mut acts = Acts([[MaybeUninit::uninit(); ACT_STRIDE]; ROWS]);
+    let slab_lines = |steps: usize| steps * w.storage.step_lines();
+    for first in (0..w.steps).step_by(BLOCK) {
+        let steps = (w.steps - first).min(BLOCK);
+        let slabs = w.slabs(first, steps, panels.clone());
+        let k0 = first * w.storage.step_k();
+        let k1 = (k0 + steps * w.storage.step_k()).min(w.k);
+        for tile in tiles.clone() {
+            let rows = share(m, all_tiles, tile);
+            for (row, words) in rows.clone().zip(&mut acts.0) {
+                let words = words.first_chunk_mut().expect("a block is less than the stride");
+                // SAFETY: the CPU is the caller's promise.
+                unsafe { K::load(&x[row * w.k + k0..row * w.k + k1], round, words) };
+            }
+            let mut panel = panels.start;
+            while panel < panels.end {
+                let column = panel * PANEL;
+                let whole = (w.n / PANEL).min(panels.end).saturating_sub(panel);
+                let at_once = K::panels(rows.len());
+                let at_once = if whole >= at_once { at_once } else { 1 };
+                let slab = &slabs[(panel - panels.start) * slab_lines(steps)..];
+                assert!(rows.len() <= K::MAX_ROWS && slab.len() >= at_once * slab_lines(steps));
+                // SAFETY: inside `y`, by `rows.start < m` and `column < n`.
+                let corner = unsafe { y.start.add(rows.start * w.n + column) };
+                let mut call = Tile {
+                    acts: acts.0.as_ptr().cast(),
+                    slab: slab.as_ptr(),
+                    steps,
+                    y: corner,
+                    y_stride: w.n,
+                    first: first == 0,
+                };
+                if whole > 0 {
+                    // SAFETY: `load` wrote `steps` words of each row, the slab was just measured, the
+                    // tile's rows and whole panels lie inside `y` and belong to this task; `y` was
+                    // initialised by its owner. The CPU is the caller's promise.
+                    unsafe { K::tile(rows.len(), at_once, call) };
+                } else {
+                    // The padded panel: on a copy, of which the columns that exist return.
+                    let columns = w.n - column;
+                    let mut copy = [[0.0f32; PANEL]; ROWS];
+                    for (r, copy) in copy.iter_mut().enumerate().take(rows.len()) {
+                        // SAFETY: `columns` elements of row `rows.start + r`, this task's.
+                        let real =
+                            unsafe { std::slice::from_raw_parts(corner.add(r * w.n), columns) };
+                        copy[..columns].copy_from_slice(real);
+                    }
+                    call.y = copy.as_mut_ptr().cast();
+                    call.y_stride = PANEL;
+                    // SAFETY: as above, with the copy, `ROWS` rows of one panel, as the output.
+                    unsafe { K::tile(rows.len(), 1, call) };
+                    for (r, copy) in copy.iter().enumerate().take(rows.len()) {
+                        // SAFETY: as above, and no other view of `y` is alive in this task.
+                        let real =
+                            unsafe { std::slice::from_raw_parts_mut(corner.add(r * w.n), columns) };
+                        real.copy_from_slice(&copy[..columns]);
+                    }
+                }
+                panel += at_once;
+            }
+        }
+    }
+}
+
+/// The activations of a row tile over a block, as the kernels read them.
+#[repr(C, align(64))]
+struct Acts([[MaybeUninit<u32>; ACT_STRIDE]; ROWS]);

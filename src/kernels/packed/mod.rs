@@ -1,0 +1,236 @@
+//! The CPU linear layer `y = x Wᵀ`: weights packed once, multiplied with any number of rows.
+//!
+//! **Exactness.** A row of `y` depends on that row of `x` and on `W` alone, bit for bit: never on the
+//! number of rows, the row's place among them, the other rows, the number of threads or the other
+//! weights packed beside. Each output element is one chain of fused multiply-adds over ascending k,
+//! from zero; every tile shape of a kernel keeps that order, and the blocks over k only park the
+//! chain in `y` (an exact f32 store). All f32 kernels with FMA (AVX-512, AVX2, aarch64) even agree
+//! with each other; the portable one without FMA rounds once more per step. The bf16 dot kernel adds
+//! k in pairs, by the instruction's own rules (subnormal inputs and results count as zero).
+//!
+//! Bias is the caller's. The rooms: `pack` (the layout of the panels), `drive` (tasks and tiles),
+//! and one file of tile kernels per instruction set.
+#![allow(unsafe_code)] // One promise to the driver: the CPU has what the layer was packed for.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
+mod drive;
+mod pack;
+mod portable;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use half::{bf16, f16};
+
+use super::Precision;
+use pack::{Panels, Storage};
+
+/// A weight matrix as in the checkpoint, row-major `[n, k]`: one row per output feature.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Weights<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// The upper half of an f32.
+    Bf16(&'a [bf16]),
+    /// IEEE half precision.
+    F16(&'a [f16]),
+}
+
+impl Weights<'_> {
+    /// The number of elements.
+    fn len(&self) -> usize {
+        match self {
+            Weights::F32(w) => w.len(),
+            Weights::Bf16(w) => w.len(),
+            Weights::F16(w) => w.len(),
+        }
+    }
+}
+
+/// Why weights could not be packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PackError {
+    /// Part `part` holds `got` elements where its shape asks for `want`.
+    Shape {
+        /// Which of the parts, from 0.
+        part: usize,
+        /// Elements its `[n, k]` asks for.
+        want: usize,
+        /// Elements it has.
+        got: usize,
+    },
+    /// The packed copy's memory could not be had.
+    OutOfMemory {
+        /// The size asked for; `usize::MAX` where it cannot even be counted.
+        bytes: usize,
+    },
+}
+
+impl fmt::Display for PackError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PackError::Shape { part, want, got } => {
+                write!(f, "weights {part}: the shape asks for {want} elements, there are {got}")
+            }
+            PackError::OutOfMemory { bytes } => {
+                write!(f, "no memory for {bytes} bytes of packed weights")
+            }
+        }
+    }
+}
+
+impl std::error::Error for PackError {}
+
+/// The instructions a layer computes with, chosen when it is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Isa {
+    /// f32 in 512 bits, and dot products of bf16 pairs.
+    Avx512Bf16,
+    /// f32 in 512 bits.
+    Avx512,
+    /// f32 in 256 bits with FMA.
+    Avx2,
+    /// Plain Rust.
+    Portable,
+}
+
+impl Isa {
+    const ALL: [Isa; 4] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
+
+    /// Whether this CPU has every instruction that the kernels of `self` use.
+    fn available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        match self {
+            Isa::Avx512Bf16 => Isa::Avx512.available() && is_x86_feature_detected!("avx512bf16"),
+            Isa::Avx512 => is_x86_feature_detected!("avx512f"),
+            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Isa::Portable => true,
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        matches!(self, Isa::Portable)
+    }
+
+    /// The best this CPU has.
+    fn detect() -> Isa {
+        Isa::ALL.into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable)
+    }
+}
+
+/// A linear layer's weights, packed for the CPU at hand.
+pub(crate) struct PackedLinear {
+    isa: Isa,
+    precision: Precision,
+    panels: Panels,
+}
+
+impl PackedLinear {
+    /// Packs weights that share their input side by side: part `i` is `[n_i, k]`, and the outputs
+    /// come in the order of the parts (`q, k, v`, or `gate, up`, as one layer). [`Precision::Bf16`]
+    /// rounds weights and activations to bf16, to nearest even; sums are f32 in both.
+    ///
+    /// bf16 weights stay bf16 in memory. Under [`Precision::F32`] a layer with any f32 or f16 part is
+    /// stored as f32, under [`Precision::Bf16`] everything as bf16. Runs on the current rayon pool.
+    ///
+    /// # Errors
+    /// [`PackError::Shape`] where a part is not `n_i * k` elements, [`PackError::OutOfMemory`].
+    pub(crate) fn pack(
+        parts: &[(Weights<'_>, usize)],
+        k: usize,
+        precision: Precision,
+    ) -> Result<Self, PackError> {
+        Self::pack_for(Isa::detect(), parts, k, precision)
+    }
+
+    fn pack_for(
+        isa: Isa,
+        parts: &[(Weights<'_>, usize)],
+        k: usize,
+        precision: Precision,
+    ) -> Result<Self, PackError> {
+        // The kernels' safety rests on this line: no layer exists for instructions the CPU lacks.
+        assert!(isa.available(), "{isa:?} is not available on this CPU");
+        let all_bf16 = parts.iter().all(|(w, _)| matches!(w, Weights::Bf16(_)));
+        let storage = match precision {
+            Precision::Bf16 if isa == Isa::Avx512Bf16 => Storage::Bf16Pairs,
+            Precision::F32 if !all_bf16 => Storage::F32,
+            _ => Storage::Bf16Columns,
+        };
+        Ok(Self { isa, precision, panels: Panels::pack(parts, k, storage)? })
+    }
+
+    /// The memory that the packed weights take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.panels.bytes()
+    }
+
+    /// The length of an input row, k.
+    pub(crate) fn in_features(&self) -> usize {
+        self.panels.k
+    }
+
+    /// The length of an output row, n.
+    pub(crate) fn out_features(&self) -> usize {
+        self.panels.n
+    }
+
+    /// Overwrites `y`, `[m, n]`, with `x Wᵀ` for `x`, `[m, k]`, both row-major. Runs on the current
+    /// rayon pool.
+    ///
+    /// # Panics
+    /// Where `x` and `y` are not the same number of whole rows.
+    pub(crate) fn matmul(&self, x: &[f32], y: &mut [f32]) {
+        let (n, k) = (self.panels.n, self.panels.k);
+        if n == 0 || y.is_empty() {
+            assert!(y.is_empty() && (n == 0 || k == 0 || x.is_empty()), "x has rows, y has none");
+            return;
+        }
+        let m = y.len() / n;
+        assert!(m * n == y.len(), "y is not whole rows of {n}: {}", y.len());
+        assert!(m * k == x.len(), "x is not {m} rows of {k}: {}", x.len());
+        // SAFETY: `pack_for` saw that the CPU has `self.isa`, and these are its kernels.
+        unsafe { self.run(x, y) };
+    }
+
+    /// # Safety
+    /// The CPU has the instructions of `self.isa`.
+    unsafe fn run(&self, x: &[f32], y: &mut [f32]) {
+        use drive::run;
+        let (w, round) = (&self.panels, self.rounds());
+        // SAFETY: each kernel uses the instructions of its `isa` alone, as `available` asks for them.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            match (self.isa, w.storage) {
+                (Isa::Avx512Bf16, Storage::Bf16Pairs) => {
+                    return run::<avx512bf16::Kernel>(w, round, x, y);
+                }
+                (Isa::Avx512Bf16 | Isa::Avx512, Storage::Bf16Columns) => {
+                    return run::<avx512::Kernel<true>>(w, round, x, y);
+                }
+                (Isa::Avx512Bf16 | Isa::Avx512, Storage::F32) => {
+                    return run::<avx512::Kernel<false>>(w, round, x, y);
+                }
+                (Isa::Avx2, Storage::Bf16Columns) => {
+                    return run::<avx2::Kernel<true>>(w, round, x, y);
+                }
+                (Isa::Avx2, Storage::F32) => return run::<avx2::Kernel<false>>(w, round, x, y),
+                _ => {}
+            }
+            match w.storage {
+                Storage::F32 => run::<portable::Kernel<false>>(w, round, x, y),
+                Storage::Bf16Columns => run::<portable::Kernel<true>>(w, round, x, y),
+                Storage::Bf16Pairs => unreachable!("packed for Avx512Bf16 alone"),
+            }
+        }
+    }
+
+    /// Whether activations are rounded to bf16.
+    fn rounds(&self) -> bool {
+        self.precision == Precision::Bf16
+    }
+}

@@ -1,0 +1,281 @@
+//! The packed layout, and how weights get there.
+//!
+//! Columns (output features) come in panels of 32, the last one padded with zero weights; k comes in
+//! steps, and the steps in blocks of [`BLOCK`]. The panels of one block lie behind each other, then
+//! those of the next, so that a run of panels over one block, a *slab* each, is contiguous memory.
+//! One step of a panel is:
+//!
+//! | storage | k per step | cache lines | content |
+//! |---|---|---|---|
+//! | `F32` | 1 | 2 | columns 0..32 |
+//! | `Bf16Columns` | 1 | 1 | 16 words, column j below, column j + 16 above |
+//! | `Bf16Pairs` | 2 | 2 | 32 words, one a column: even k below, odd k above |
+#![allow(unsafe_code)] // The allocation is filled in parallel before its length is set, and viewed as smaller integers.
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+
+use super::{PackError, Weights};
+
+/// Columns in a panel.
+pub(super) const PANEL: usize = 32;
+/// Steps in a block over k.
+pub(super) const BLOCK: usize = 512;
+
+/// Columns that packing turns at a time.
+const GROUP: usize = 4;
+
+/// A cache line of packed weights.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [u32; 16]);
+
+/// How a panel stores its weights; see the module's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Storage {
+    F32,
+    Bf16Columns,
+    Bf16Pairs,
+}
+
+impl Storage {
+    pub(super) fn step_k(self) -> usize {
+        if self == Storage::Bf16Pairs { 2 } else { 1 }
+    }
+
+    pub(super) fn step_lines(self) -> usize {
+        if self == Storage::Bf16Columns { 1 } else { 2 }
+    }
+}
+
+/// Packed weights.
+pub(super) struct Panels {
+    lines: Vec<Line>,
+    pub(super) storage: Storage,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    /// `n` in panels.
+    pub(super) count: usize,
+    /// `k` in steps.
+    pub(super) steps: usize,
+}
+
+impl Panels {
+    pub(super) fn pack(
+        parts: &[(Weights<'_>, usize)],
+        k: usize,
+        storage: Storage,
+    ) -> Result<Self, PackError> {
+        let uncountable = PackError::OutOfMemory { bytes: usize::MAX };
+        let mut n = 0usize;
+        for (part, &(weights, rows)) in parts.iter().enumerate() {
+            let want = rows.checked_mul(k).ok_or(uncountable)?;
+            if weights.len() != want {
+                return Err(PackError::Shape { part, want, got: weights.len() });
+            }
+            n = n.checked_add(rows).ok_or(uncountable)?;
+        }
+        let count = n.div_ceil(PANEL);
+        let steps = k.div_ceil(storage.step_k());
+        let len = count
+            .checked_mul(steps)
+            .and_then(|s| s.checked_mul(storage.step_lines()))
+            .filter(|len| len.checked_mul(size_of::<Line>()).is_some())
+            .ok_or(uncountable)?;
+        let mut lines: Vec<Line> = Vec::new();
+        lines
+            .try_reserve_exact(len)
+            .map_err(|_| PackError::OutOfMemory { bytes: len * size_of::<Line>() })?;
+
+        if len > 0 {
+            ask_for_huge_pages(lines.spare_capacity_mut());
+            let spare = &mut lines.spare_capacity_mut()[..len];
+            let fill = |block: usize, panel: usize, slab: &mut [MaybeUninit<Line>]| {
+                fill_slab(slab, parts, k, storage, panel, block * BLOCK);
+            };
+            let slab_lines = BLOCK * storage.step_lines();
+            let (whole, last) = spare.split_at_mut((steps / BLOCK) * count * slab_lines);
+            whole
+                .par_chunks_mut(slab_lines)
+                .enumerate()
+                .for_each(|(i, slab)| fill(i / count, i % count, slab));
+            if !last.is_empty() {
+                last.par_chunks_mut((steps % BLOCK) * storage.step_lines())
+                    .enumerate()
+                    .for_each(|(panel, slab)| fill(steps / BLOCK, panel, slab));
+            }
+        }
+        // SAFETY: the capacity is at least `len`, and the chunks above cover the first `len` lines,
+        // each of which `fill_slab` writes.
+        unsafe { lines.set_len(len) };
+        Ok(Self { lines, storage, n, k, count, steps })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.lines.capacity() * size_of::<Line>()
+    }
+
+    /// The slabs of `panels` over the block from step `first` of `steps` steps: contiguous, each
+    /// `steps * step_lines` lines.
+    pub(super) fn slabs(&self, first: usize, steps: usize, panels: Range<usize>) -> &[Line] {
+        let per_step = self.storage.step_lines();
+        let start = first * self.count * per_step;
+        let slab = steps * per_step;
+        &self.lines[start + panels.start * slab..start + panels.end * slab]
+    }
+}
+
+/// Asks the system to back the memory with huge pages where it leaves the choice to programs:
+/// faulting the pages in takes half the time then, and so do misses of the TLB on large layers.
+fn ask_for_huge_pages(memory: &mut [MaybeUninit<Line>]) {
+    #[cfg(target_os = "linux")]
+    {
+        const HUGE: usize = 2 << 20;
+        let range = memory.as_mut_ptr_range();
+        let (start, end) =
+            (range.start.addr().next_multiple_of(HUGE), range.end.addr() / HUGE * HUGE);
+        if start < end {
+            // SAFETY: whole pages inside memory that is ours alone, and the advice changes no content.
+            // It may be refused, and then nothing is lost.
+            unsafe {
+                libc::madvise(range.start.with_addr(start).cast(), end - start, libc::MADV_HUGEPAGE)
+            };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
+}
+
+/// Writes the slab of `panel` over the steps from `first`; its length says how many.
+fn fill_slab(
+    slab: &mut [MaybeUninit<Line>],
+    parts: &[(Weights<'_>, usize)],
+    k: usize,
+    storage: Storage,
+    panel: usize,
+    first: usize,
+) {
+    for line in slab.iter_mut() {
+        line.write(Line([0; 16]));
+    }
+    // SAFETY: every line was just written, and a line is 16 words, without padding.
+    let words =
+        unsafe { std::slice::from_raw_parts_mut(slab.as_mut_ptr().cast::<u32>(), slab.len() * 16) };
+    let step_words = storage.step_lines() * 16;
+    let k0 = first * storage.step_k();
+    let k1 = (k0 + words.len() / step_words * storage.step_k()).min(k);
+    let source = |column: usize| row(parts, k, panel * PANEL + column, k0..k1);
+
+    let mut floats = [0.0; BLOCK];
+    let mut halves = [[bf16::ZERO; 2 * BLOCK]; 2];
+    let mut group = [[0; BLOCK]; GROUP];
+    for column in (0..step_words).step_by(GROUP) {
+        for (column, to) in (column..).zip(&mut group) {
+            match storage {
+                Storage::F32 => {
+                    let from = as_f32(source(column), &mut floats[..k1 - k0]);
+                    for (to, from) in to.iter_mut().zip(from) {
+                        *to = from.to_bits();
+                    }
+                }
+                Storage::Bf16Columns => {
+                    let [below, above] = &mut halves;
+                    let below = as_bf16(source(column), &mut below[..k1 - k0]);
+                    let above = as_bf16(source(column + PANEL / 2), &mut above[..k1 - k0]);
+                    for ((to, below), above) in to.iter_mut().zip(below).zip(above) {
+                        *to = word(*below, *above);
+                    }
+                }
+                Storage::Bf16Pairs => {
+                    let (pairs, odd) =
+                        as_bf16(source(column), &mut halves[0][..k1 - k0]).as_chunks();
+                    for (to, &[even, odd]) in to.iter_mut().zip(pairs) {
+                        *to = word(even, odd);
+                    }
+                    if let [even] = odd {
+                        to[pairs.len()] = word(*even, bf16::ZERO);
+                    }
+                }
+            }
+        }
+        transpose(&group, words, step_words, column);
+    }
+}
+
+/// Writes each step's words of a group of columns next to each other: word `column` onwards of a step.
+fn transpose(group: &[[u32; BLOCK]; GROUP], words: &mut [u32], step_words: usize, column: usize) {
+    const AT_ONCE: usize = 4;
+    let steps = words.len() / step_words;
+    let mut blocks = words.chunks_exact_mut(AT_ONCE * step_words);
+    for (i, block) in blocks.by_ref().enumerate() {
+        let mut square = [[0; AT_ONCE]; GROUP];
+        for (square, from) in square.iter_mut().zip(group) {
+            square.copy_from_slice(&from[i * AT_ONCE..][..AT_ONCE]);
+        }
+        for s in 0..AT_ONCE {
+            let step: [u32; GROUP] = std::array::from_fn(|c| square[c][s]);
+            block[s * step_words + column..][..GROUP].copy_from_slice(&step);
+        }
+    }
+    let rest = blocks.into_remainder().chunks_exact_mut(step_words);
+    for (step, s) in rest.zip(steps - steps % AT_ONCE..) {
+        for (to, from) in step[column..].iter_mut().zip(group) {
+            *to = from[s];
+        }
+    }
+}
+
+fn word(below: bf16, above: bf16) -> u32 {
+    u32::from(below.to_bits()) | u32::from(above.to_bits()) << 16
+}
+
+/// Elements `range` of row `index` of the parts as one matrix, or nothing past its end.
+fn row<'a>(
+    parts: &[(Weights<'a>, usize)],
+    k: usize,
+    mut index: usize,
+    range: Range<usize>,
+) -> Option<Weights<'a>> {
+    for &(weights, rows) in parts {
+        if index < rows {
+            let range = index * k + range.start..index * k + range.end;
+            return Some(match weights {
+                Weights::F32(w) => Weights::F32(&w[range]),
+                Weights::Bf16(w) => Weights::Bf16(&w[range]),
+                Weights::F16(w) => Weights::F16(&w[range]),
+            });
+        }
+        index -= rows;
+    }
+    None
+}
+
+/// The row as f32, in `buffer` (of its length) if it must be converted; zeros for no row.
+fn as_f32<'a>(row: Option<Weights<'a>>, buffer: &'a mut [f32]) -> &'a [f32] {
+    match row {
+        Some(Weights::F32(w)) => return w,
+        Some(Weights::Bf16(w)) => w.convert_to_f32_slice(buffer),
+        Some(Weights::F16(w)) => w.convert_to_f32_slice(buffer),
+        None => buffer.fill(0.0),
+    }
+    buffer
+}
+
+/// The row as bf16, in `buffer` (of its length) if it must be rounded; zeros for no row.
+fn as_bf16<'a>(row: Option<Weights<'a>>, buffer: &'a mut [bf16]) -> &'a [bf16] {
+    match row {
+        Some(Weights::Bf16(w)) => return w,
+        Some(Weights::F32(w)) => buffer.convert_from_f32_slice(w),
+        Some(Weights::F16(w)) => {
+            for (to, from) in buffer.iter_mut().zip(w) {
+                *to = bf16::from_f32(from.to_f32());
+            }
+        }
+        None => buffer.fill(bf16::ZERO),
+    }
+    buffer
+}

@@ -1,0 +1,338 @@
+//! Every kernel of this CPU, forced by name, against plain references.
+
+use super::pack::BLOCK;
+use super::*;
+
+/// A small linear congruential generator: the tests need no better.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 >> 33
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        self.next() as usize % end
+    }
+
+    /// In -1..1.
+    fn float(&mut self) -> f32 {
+        self.next() as f32 / (1u64 << 30) as f32 - 1.0
+    }
+
+    fn floats(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.float()).collect()
+    }
+}
+
+fn isas() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.available())
+}
+
+fn to_bf16(v: &[f32]) -> Vec<bf16> {
+    v.iter().map(|v| bf16::from_f32(*v)).collect()
+}
+
+fn widened(v: &[bf16]) -> Vec<f32> {
+    v.iter().map(|v| v.to_f32()).collect()
+}
+
+fn pack(isa: Isa, w: Weights<'_>, n: usize, k: usize, precision: Precision) -> PackedLinear {
+    PackedLinear::pack_for(isa, &[(w, n)], k, precision).unwrap()
+}
+
+/// The product, checked to read nothing around `x` and to write nothing around `y`.
+fn matmul(layer: &PackedLinear, x: &[f32]) -> Vec<f32> {
+    const AROUND: usize = 40;
+    const MARK: f32 = 12345.5;
+    let m = x.len() / layer.in_features();
+    let len = m * layer.out_features();
+    let mut xs = vec![f32::NAN; x.len() + 2 * AROUND];
+    xs[AROUND..][..x.len()].copy_from_slice(x);
+    let mut ys = vec![MARK; len + 2 * AROUND];
+    // What `y` holds before must not matter.
+    ys[AROUND..][..len].fill(f32::NAN);
+    layer.matmul(&xs[AROUND..][..x.len()], &mut ys[AROUND..][..len]);
+    assert!(ys[..AROUND].iter().chain(&ys[AROUND + len..]).all(|v| *v == MARK));
+    ys[AROUND..][..len].to_vec()
+}
+
+fn bits(v: &[f32]) -> Vec<u32> {
+    v.iter().map(|v| v.to_bits()).collect()
+}
+
+fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
+}
+
+/// Whether `got` is `x · w` up to what `k` additions of f32 can lose.
+fn assert_close(got: f32, x: &[f32], w: &[f32], what: &str) {
+    let products = || x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+    let exact: f64 = products().sum();
+    let size: f64 = products().map(f64::abs).sum();
+    let bound = (x.len() + 2) as f64 * f64::from(f32::EPSILON) / 2.0 * size + 1e-30;
+    assert!((f64::from(got) - exact).abs() <= bound, "{what}: {got} for {exact} ± {bound:e}");
+}
+
+fn shapes() -> Vec<(usize, usize, usize)> {
+    let mut rng = Rng(11);
+    let mut shapes: Vec<_> =
+        (0..40).map(|_| (1 + rng.below(40), 1 + rng.below(100), 1 + rng.below(300))).collect();
+    shapes.extend([
+        (1, 1, 1),
+        (12, 32, BLOCK),
+        (13, 33, BLOCK + 1),
+        (2, 128, 2 * BLOCK),
+        (5, 160, 2 * BLOCK - 1),
+        (25, 70, 2 * BLOCK + 1),
+        (7, 31, 2 * BLOCK + 301),
+    ]);
+    shapes
+}
+
+#[test]
+fn every_kernel_agrees_with_an_exact_reference() {
+    let mut rng = Rng(1);
+    for (m, n, k) in shapes() {
+        let (x, w) = (rng.floats(m * k), rng.floats(n * k));
+        let w16: Vec<f16> = w.iter().map(|v| f16::from_f32(*v)).collect();
+        let wb = to_bf16(&w);
+        let from_f16: Vec<f32> = w16.iter().map(|v| v.to_f32()).collect();
+        let kinds = [
+            (Weights::F32(&w), &w),
+            (Weights::F16(&w16), &from_f16),
+            (Weights::Bf16(&wb), &widened(&wb)),
+        ];
+        for isa in isas() {
+            for (weights, floats) in &kinds {
+                for precision in [Precision::F32, Precision::Bf16] {
+                    let layer = pack(isa, *weights, n, k, precision);
+                    let y = matmul(&layer, &x);
+                    let (x, floats) = match precision {
+                        Precision::F32 => (x.clone(), (*floats).clone()),
+                        Precision::Bf16 => (widened(&to_bf16(&x)), widened(&to_bf16(floats))),
+                    };
+                    for (i, got) in y.iter().enumerate() {
+                        let (x, w) = (&x[i / n * k..][..k], &floats[i % n * k..][..k]);
+                        let what = format!("{isa:?} {precision:?} m {m} n {n} k {k} at {i}");
+                        assert_close(*got, x, w, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The chain of multiply-adds that the module promises.
+fn chain(x: &[f32], w: &[f32]) -> f32 {
+    x.iter().zip(w).fold(0.0, |sum, (x, w)| x.mul_add(*w, sum))
+}
+
+#[test]
+fn f32_kernels_are_the_promised_chain_bit_for_bit() {
+    let mut rng = Rng(2);
+    for (m, n, k) in shapes() {
+        let (x, wb) = (rng.floats(m * k), to_bf16(&rng.floats(n * k)));
+        let w = widened(&wb);
+        let want: Vec<f32> =
+            (0..m * n).map(|i| chain(&x[i / n * k..][..k], &w[i % n * k..][..k])).collect();
+        for isa in isas() {
+            let narrow = matmul(&pack(isa, Weights::Bf16(&wb), n, k, Precision::F32), &x);
+            let wide = matmul(&pack(isa, Weights::F32(&w), n, k, Precision::F32), &x);
+            assert_eq!(bits(&narrow), bits(&wide), "{isa:?} {m} {n} {k}: bf16 storage is exact");
+            if isa != Isa::Portable || cfg!(target_arch = "aarch64") {
+                assert_eq!(bits(&wide), bits(&want), "{isa:?} {m} {n} {k}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_depends_on_nothing_but_itself() {
+    let mut rng = Rng(3);
+    for (n, k) in [(70, 131), (100, BLOCK + 77), (320, 2 * BLOCK + 3)] {
+        let m = 45;
+        let (x, w) = (rng.floats(m * k), rng.floats(n * k));
+        let wb = to_bf16(&w);
+        for isa in isas() {
+            for precision in [Precision::F32, Precision::Bf16] {
+                for weights in [Weights::F32(&w), Weights::Bf16(&wb)] {
+                    let layer = pack(isa, weights, n, k, precision);
+                    let alone: Vec<u32> =
+                        x.chunks(k).flat_map(|row| bits(&matmul(&layer, row))).collect();
+                    for threads in [1, 2, 3, 13] {
+                        in_pool(threads, || {
+                            let all = bits(&matmul(&layer, &x));
+                            assert!(all == alone, "{isa:?} {precision:?}, {threads} threads");
+                        });
+                    }
+                    // Random rows in random order, in numbers that reach every height of a tile.
+                    for count in 1..=27 {
+                        let rows: Vec<usize> = (0..count).map(|_| rng.below(m)).collect();
+                        let x: Vec<f32> =
+                            rows.iter().flat_map(|r| x[r * k..][..k].to_vec()).collect();
+                        let want: Vec<u32> =
+                            rows.iter().flat_map(|r| alone[r * n..][..n].to_vec()).collect();
+                        assert!(
+                            bits(&matmul(&layer, &x)) == want,
+                            "{isa:?} {precision:?} {rows:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn parts_side_by_side_equal_each_alone() {
+    let mut rng = Rng(4);
+    let (m, k) = (9, 205);
+    let (a, b, c) = (rng.floats(40 * k), to_bf16(&rng.floats(7 * k)), to_bf16(&rng.floats(33 * k)));
+    let b_floats = widened(&b);
+    let x = rng.floats(m * k);
+    let layouts: [&[(Weights<'_>, usize)]; 2] = [
+        &[(Weights::F32(&a), 40), (Weights::F32(&[]), 0), (Weights::Bf16(&b), 7)],
+        &[(Weights::Bf16(&b), 7), (Weights::Bf16(&c), 33), (Weights::Bf16(&b), 7)],
+    ];
+    for isa in isas() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            for parts in layouts {
+                let layer = PackedLinear::pack_for(isa, parts, k, precision).unwrap();
+                let together = matmul(&layer, &x);
+                let n = layer.out_features();
+                let mut start = 0;
+                for (weights, rows) in parts.iter().filter(|(_, rows)| *rows > 0) {
+                    let alone = matmul(&pack(isa, *weights, *rows, k, precision), &x);
+                    for (row, alone) in alone.chunks(*rows).enumerate() {
+                        let together = &together[row * n + start..][..*rows];
+                        assert_eq!(bits(together), bits(alone), "{isa:?} {precision:?}");
+                    }
+                    start += rows;
+                }
+                assert_eq!(start, n);
+            }
+        }
+    }
+    // One f32 part makes the layer f32, and the bf16 part beside it stays exact.
+    let mixed = PackedLinear::pack(layouts[0], k, Precision::F32).unwrap();
+    assert_eq!(mixed.panels.storage, Storage::F32);
+    let y = matmul(&mixed, &x);
+    assert_close(y[46], &x[..k], &b_floats[6 * k..], "the last of the bf16 part");
+}
+
+#[test]
+fn packing_is_the_same_on_any_number_of_threads() {
+    let mut rng = Rng(5);
+    let (m, n, k) = (3, 200, BLOCK + 9);
+    let (x, w) = (rng.floats(m * k), rng.floats(n * k));
+    let product = |threads| {
+        in_pool(threads, || {
+            matmul(&pack(Isa::detect(), Weights::F32(&w), n, k, Precision::F32), &x)
+        })
+    };
+    assert_eq!(bits(&product(1)), bits(&product(3)));
+}
+
+#[test]
+fn special_values_pass_through_unharmed() {
+    let tiny = f32::from_bits(1);
+    let special =
+        [0.0, -0.0, tiny, -tiny, 1e-39, f32::MIN_POSITIVE, f32::MAX, f32::INFINITY, -f32::INFINITY];
+    let special: Vec<f32> = special.into_iter().chain([f32::NAN, 1.0, -1.5]).collect();
+    let mut rng = Rng(6);
+    for isa in isas() {
+        // Each against each: one product an output.
+        let n = special.len();
+        let layer = pack(isa, Weights::F32(&special), n, 1, Precision::F32);
+        for (i, got) in matmul(&layer, &special).into_iter().enumerate() {
+            let (x, w) = (special[i / n], special[i % n]);
+            // Fused, a product too small to tell from zero keeps its sign; in two steps it does not.
+            let want = [x.mul_add(w, 0.0), x * w + 0.0];
+            let same =
+                want.iter().any(|w| w.to_bits() == got.to_bits() || w.is_nan() && got.is_nan());
+            assert!(same, "{isa:?}: {x} * {w} is {got}");
+        }
+
+        // Weights that only a copy without arithmetic keeps: subnormal bf16.
+        let subnormal = [bf16::from_bits(1), bf16::from_bits(0x807f), bf16::from_bits(0x8000)];
+        let layer = pack(isa, Weights::Bf16(&subnormal), 3, 1, Precision::F32);
+        let want = [subnormal[0].to_f32(), subnormal[1].to_f32(), 0.0];
+        assert_eq!(bits(&matmul(&layer, &[1.0])), bits(&want), "{isa:?}");
+
+        // One row gone bad leaves the others alone, and bad stays bad under rounding.
+        let (m, n, k) = (14, 40, 37);
+        let w = rng.floats(n * k);
+        let mut x = rng.floats(m * k);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let layer = pack(isa, Weights::F32(&w), n, k, precision);
+            for bad in [f32::NAN, f32::from_bits(0x7f80_0001), f32::INFINITY, f32::MAX] {
+                x[5 * k + 36] = bad;
+                for (i, v) in matmul(&layer, &x).into_iter().enumerate() {
+                    let fine = i / n != 5 || bad == f32::MAX && precision == Precision::F32;
+                    assert_eq!(v.is_finite(), fine, "{isa:?} {precision:?} {bad} at {i}: {v}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bf16_rounds_to_nearest_even_everywhere() {
+    // Halfway cases around 1, down to even and up to even, and just past halfway.
+    let x = [0x3f80_8000, 0x3f81_8000, 0x3f80_8001, 0x3f80_7fff].map(f32::from_bits);
+    let want = [0x3f80_0000, 0x3f82_0000, 0x3f81_0000, 0x3f80_0000];
+    for isa in isas() {
+        let activations = pack(isa, Weights::F32(&[1.0]), 1, 1, Precision::Bf16);
+        assert_eq!(bits(&matmul(&activations, &x)), want, "{isa:?}");
+        let weights = pack(isa, Weights::F32(&x), 4, 1, Precision::Bf16);
+        assert_eq!(bits(&matmul(&weights, &[1.0])), want, "{isa:?}");
+    }
+}
+
+#[test]
+fn empty_shapes_are_answered() {
+    for isa in isas() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let no_inputs = pack(isa, Weights::Bf16(&[]), 5, 0, precision);
+            let mut y = [f32::NAN; 10];
+            no_inputs.matmul(&[], &mut y);
+            assert_eq!(y, [0.0; 10]);
+            assert_eq!(no_inputs.bytes(), 0);
+
+            pack(isa, Weights::F32(&[]), 0, 7, precision).matmul(&[1.0; 14], &mut []);
+            pack(isa, Weights::F32(&[1.0; 6]), 2, 3, precision).matmul(&[], &mut []);
+            PackedLinear::pack_for(isa, &[], 3, precision).unwrap().matmul(&[1.0; 3], &mut []);
+        }
+    }
+}
+
+#[test]
+fn sizes_are_told_and_checked() {
+    let w = [bf16::ONE; 33 * 5];
+    let layer = PackedLinear::pack(&[(Weights::Bf16(&w), 33)], 5, Precision::F32).unwrap();
+    assert_eq!((layer.in_features(), layer.out_features()), (5, 33));
+    assert!(layer.bytes() >= 64 * 5 * 2, "two panels of bf16");
+
+    let pack = |n, k| PackedLinear::pack(&[(Weights::Bf16(&w), n)], k, Precision::F32).map(|_| ());
+    assert_eq!(pack(32, 5), Err(PackError::Shape { part: 0, want: 160, got: 165 }));
+    assert_eq!(pack(usize::MAX, 5), Err(PackError::OutOfMemory { bytes: usize::MAX }));
+    // No elements are enough for no inputs, however many outputs: nothing is stored for them.
+    let many = [(Weights::F32(&[]), usize::MAX), (Weights::F32(&[]), 1)];
+    let sum = PackedLinear::pack(&many, 0, Precision::F32).map(|_| ());
+    assert_eq!(sum, Err(PackError::OutOfMemory { bytes: usize::MAX }));
+}
+
+#[test]
+#[should_panic(expected = "x is not 2 rows of 3")]
+fn rows_that_do_not_match_are_refused() {
+    let layer = PackedLinear::pack(&[(Weights::F32(&[1.0; 6]), 2)], 3, Precision::F32).unwrap();
+    layer.matmul(&[1.0; 5], &mut [0.0; 4]);
+}
+
+#[test]
+fn layers_are_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<PackedLinear>();
+}
