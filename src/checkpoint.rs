@@ -209,11 +209,6 @@ impl Checkpoint {
         Ok(TensorRef { file: &shard.file, name, shape: &entry.shape, values })
     }
 
-    /// The tensor's size in its file, in bytes; 0 when it is not there.
-    pub(crate) fn bytes_of(&self, name: &str) -> u64 {
-        self.tensors.get(name).map_or(0, |entry| entry.range.len() as u64)
-    }
-
     /// Lets the system take back the pages that loading has touched.
     pub(crate) fn release_pages(&self) {
         for shard in &self.shards {
@@ -266,6 +261,24 @@ impl Values<'_> {
     }
 }
 
+impl Values<'_> {
+    /// A copy on `device`, in `dtype`.
+    pub(crate) fn to_tensor(
+        &self,
+        shape: Shape,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let values = match self {
+            Values::F32(v) => Tensor::from_slice(v, shape, &Device::Cpu),
+            Values::F16(v) => Tensor::from_slice(v, shape, &Device::Cpu),
+            Values::Bf16(v) => Tensor::from_slice(v, shape, &Device::Cpu),
+            Values::Widened(v) => Tensor::from_slice(v, shape, &Device::Cpu),
+        }?;
+        values.to_dtype(dtype)?.to_device(device)
+    }
+}
+
 /// Lets candle's `VarBuilder` read a checkpoint by its names.
 impl candle_nn::var_builder::SimpleBackend for &Checkpoint {
     fn get(
@@ -277,13 +290,7 @@ impl candle_nn::var_builder::SimpleBackend for &Checkpoint {
         device: &Device,
     ) -> candle_core::Result<Tensor> {
         let tensor = self.tensor(name, shape.dims()).map_err(candle_core::Error::wrap)?;
-        let values = match tensor.values {
-            Values::F32(v) => Tensor::from_slice(v, shape, &Device::Cpu),
-            Values::F16(v) => Tensor::from_slice(v, shape, &Device::Cpu),
-            Values::Bf16(v) => Tensor::from_slice(v, shape, &Device::Cpu),
-            Values::Widened(v) => Tensor::from_vec(v, shape, &Device::Cpu),
-        }?;
-        values.to_dtype(dtype)?.to_device(device)
+        tensor.values.to_tensor(shape, dtype, device)
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {

@@ -185,10 +185,6 @@ pub(crate) struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
-    pub(crate) fn value(&self) -> &'a Value {
-        self.value
-    }
-
     /// An error at this place.
     pub(crate) fn invalid(&self, found: impl fmt::Display, expected: impl fmt::Display) -> Error {
         let path = if self.path.is_empty() { "contents" } else { &self.path };

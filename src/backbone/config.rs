@@ -128,11 +128,6 @@ impl Config {
             mlp_bias: flag(&root, "mlp_bias")?,
         })
     }
-
-    /// Width of the joined projection: every query head, then the key and the value heads.
-    pub(crate) fn qkv_size(&self) -> usize {
-        (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim
-    }
 }
 
 fn family(root: &Node<'_>) -> Result<Family> {
@@ -257,7 +252,7 @@ mod tests {
     #[test]
     fn a_plain_qwen3_config_is_read() {
         let config = parse(QWEN3).unwrap();
-        assert_eq!((config.family, config.qkv_size()), (Family::Qwen3, 8 * 32));
+        assert_eq!((config.family, config.head_dim), (Family::Qwen3, 32));
         assert_eq!((config.rope_theta, config.rope_scaling), (1e6, RopeScaling::None));
     }
 

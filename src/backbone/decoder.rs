@@ -257,10 +257,11 @@ impl Loader<'_> {
             let weight = self.checkpoint.tensor(&full_name(&part, "weight"), &[*outputs, inputs])?;
             loader.add(weight.values, *outputs);
             if bias {
-                loader.add_bias(self.vector(&part, "bias", *outputs)?);
+                let bias = self.checkpoint.tensor(&full_name(&part, "bias"), &[*outputs])?;
+                loader.add_bias(&bias.to_f32()?);
             }
         }
-        Ok(loader.finish(vb.device())?)
+        loader.finish(vb.device())
     }
 
     fn block(&self, config: &Config, vb: &VarBuilder<'_>) -> Result<Block> {

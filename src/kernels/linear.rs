@@ -1,71 +1,158 @@
-//! The seam behind which a linear layer's weights may be dense, packed or quantised.
+//! The seam behind which a linear layer's weights may be packed, dense or (one day) quantised.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
 
+use super::packed::{PackError, PackedLinear, Weights};
+use super::values;
 use crate::checkpoint::Values;
+use crate::error::{Error, Status};
 
 /// What a linear layer computes in, whatever its weights are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Precision {
+    /// Weights as stored, widened; activations and sums in f32.
     F32,
+    /// Weights and activations rounded to bf16; sums in f32.
     Bf16,
 }
 
 /// `x W^T + b`: `[tokens, in]` to `[tokens, out]`.
 pub(crate) struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    precision: Precision,
+    weight: Weight,
+    /// `[out]`, on the CPU as plain numbers.
+    bias: Option<Bias>,
+}
+
+enum Weight {
+    /// The CPU's form.
+    Packed(PackedLinear),
+    /// `[in, out]` on another device, in the dtype that runs.
+    Dense(Tensor),
+}
+
+enum Bias {
+    Plain(Vec<f32>),
+    OnDevice(Tensor),
 }
 
 impl Linear {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = match self.precision {
-            Precision::Bf16 if x.device().is_cpu() => {
-                x.to_dtype(DType::BF16)?.to_dtype(DType::F32)?
+        match (&self.weight, &self.bias) {
+            (Weight::Packed(weight), bias) => {
+                let bias = match bias {
+                    Some(Bias::Plain(bias)) => Some(bias.as_slice()),
+                    _ => None,
+                };
+                x.apply_op1_no_bwd(&PackedMatmul { weight, bias })
             }
-            _ => x.clone(),
-        };
-        let y = x.matmul(&self.weight)?;
-        match &self.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
+            (Weight::Dense(weight), Some(Bias::OnDevice(bias))) => {
+                x.matmul(weight)?.broadcast_add(bias)
+            }
+            (Weight::Dense(weight), _) => x.matmul(weight),
         }
     }
 
     /// Bytes of the weights in memory.
     pub(crate) fn bytes(&self) -> usize {
-        self.weight.elem_count() * self.weight.dtype().size_in_bytes()
+        match &self.weight {
+            Weight::Packed(weight) => weight.bytes(),
+            Weight::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+        }
     }
 }
 
-/// Joins the weights of layers that read the same input.
-pub(crate) struct LinearLoader {
+struct PackedMatmul<'a> {
+    weight: &'a PackedLinear,
+    bias: Option<&'a [f32]>,
+}
+
+impl CustomOp1 for PackedMatmul<'_> {
+    fn name(&self) -> &'static str {
+        "packed-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = values(x, layout)?;
+        let (tokens, inputs) = layout.shape().dims2()?;
+        if inputs != self.weight.in_features() {
+            candle_core::bail!("{inputs} inputs for a layer of {}", self.weight.in_features());
+        }
+        let outputs = self.weight.out_features();
+        let mut out = vec![0f32; tokens * outputs];
+        self.weight.matmul(x, &mut out);
+        if let Some(bias) = self.bias {
+            out.par_chunks_exact_mut(outputs).for_each(|row| {
+                for (y, b) in row.iter_mut().zip(bias) {
+                    *y += b;
+                }
+            });
+        }
+        Ok((CpuStorage::F32(out), Shape::from((tokens, outputs))))
+    }
+}
+
+/// Joins the weights of layers that read the same input, side by side.
+pub(crate) struct LinearLoader<'a> {
     inputs: usize,
     precision: Precision,
-    parts: Vec<Tensor>,
-    biases: Vec<Tensor>,
+    parts: Vec<(Values<'a>, usize)>,
+    bias: Vec<f32>,
 }
 
-impl LinearLoader {
+impl<'a> LinearLoader<'a> {
     pub(crate) fn new(inputs: usize, precision: Precision) -> Self {
-        Self { inputs, precision, parts: vec![], biases: vec![] }
+        Self { inputs, precision, parts: vec![], bias: vec![] }
     }
 
-    pub(crate) fn add(&mut self, values: Values<'_>, outputs: usize) {
-        let mut wide = Vec::new();
-        values.widen_into(0..outputs * self.inputs, &mut wide);
-        self.parts.push(Tensor::from_vec(wide, (outputs, self.inputs), &Device::Cpu).unwrap());
+    /// Adds a weight, `[outputs, inputs]`.
+    pub(crate) fn add(&mut self, values: Values<'a>, outputs: usize) {
+        self.parts.push((values, outputs));
     }
 
-    pub(crate) fn add_bias(&mut self, bias: Tensor) {
-        self.biases.push(bias);
+    /// Adds the bias of the last weight, if it has one; then all of them have one.
+    pub(crate) fn add_bias(&mut self, bias: &[f32]) {
+        self.bias.extend_from_slice(bias);
     }
 
-    pub(crate) fn finish(self, device: &Device) -> Result<Linear> {
-        let weight = Tensor::cat(&self.parts, 0)?.to_device(device)?.t()?;
-        let bias =
-            (!self.biases.is_empty()).then(|| Tensor::cat(&self.biases, 0)).transpose()?;
-        Ok(Linear { weight, bias, precision: self.precision })
+    /// # Errors
+    /// `OutOfMemory`; `Internal` when the device fails.
+    pub(crate) fn finish(self, device: &Device) -> crate::error::Result<Linear> {
+        let bias = (!self.bias.is_empty()).then_some(self.bias);
+        if device.is_cpu() {
+            let parts: Vec<_> = self.parts.iter().map(|(v, n)| (weights(v), *n)).collect();
+            let packed = PackedLinear::pack(&parts, self.inputs, self.precision)
+                .map_err(|e| match e {
+                    PackError::OutOfMemory { .. } => Error::new(Status::OutOfMemory, e.to_string()),
+                    PackError::Shape { .. } => Error::internal(e.to_string()),
+                })?;
+            return Ok(Linear { weight: Weight::Packed(packed), bias: bias.map(Bias::Plain) });
+        }
+        let dtype = match self.precision {
+            Precision::F32 => candle_core::DType::F32,
+            Precision::Bf16 => candle_core::DType::BF16,
+        };
+        let parts = self
+            .parts
+            .iter()
+            .map(|(values, outputs)| {
+                values.to_tensor((*outputs, self.inputs).into(), dtype, device)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let weight = Tensor::cat(&parts, 0)?.t()?;
+        let bias = bias
+            .map(|bias| Tensor::new(bias, device)?.to_dtype(dtype))
+            .transpose()?
+            .map(Bias::OnDevice);
+        Ok(Linear { weight: Weight::Dense(weight), bias })
+    }
+}
+
+fn weights<'a>(values: &'a Values<'a>) -> Weights<'a> {
+    match values {
+        Values::F32(v) => Weights::F32(v),
+        Values::F16(v) => Weights::F16(v),
+        Values::Bf16(v) => Weights::Bf16(v),
+        Values::Widened(v) => Weights::F32(v),
     }
 }

@@ -10,7 +10,6 @@ mod composed;
 mod elementwise;
 mod linear;
 mod math;
-#[allow(dead_code)] // Until `linear` packs its weights: remove this line then.
 mod packed;
 
 use std::ops::Range;

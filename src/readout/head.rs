@@ -25,8 +25,8 @@ impl Head {
             .map(|layer| {
                 let mut loader = LinearLoader::new(layer.inputs, Precision::F32);
                 loader.add(Values::F32(&layer.weight), layer.outputs);
-                loader.add_bias(Tensor::from_vec(layer.bias, layer.outputs, &Device::Cpu)?);
-                Ok(loader.finish(&Device::Cpu)?)
+                loader.add_bias(&layer.bias);
+                loader.finish(&Device::Cpu)
             })
             .collect::<Result<_>>()?;
         Ok(Self { layers, inputs })

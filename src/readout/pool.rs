@@ -32,11 +32,6 @@ impl Selection {
     pub(crate) fn layers(&self) -> Vec<usize> {
         self.layers.iter().map(|(layer, _)| layer.index).collect()
     }
-
-    /// Neurons over all layers: the head's inputs.
-    pub(crate) fn features(&self) -> usize {
-        self.features
-    }
 }
 
 /// The features of a batch of texts, filled layer by layer.
