@@ -1,7 +1,7 @@
 //! Open a guard, score with it: the whole engine in safe Rust.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::Device;
@@ -11,6 +11,7 @@ use crate::artifact::{self, BaseModel, Content, Pooling};
 use crate::backbone::{Config, Decoder, Family, Observed, Packed, Site};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, Status, panic_message};
+use crate::inspect::LayerInfo;
 use crate::kernels::Precision;
 use crate::options::{DeviceChoice, Dtype, OpenOptions};
 use crate::readout::{Head, Pool, Selection};
@@ -101,28 +102,6 @@ impl Info {
     }
 }
 
-impl LayerInfo {
-    /// The layer as a JSON object.
-    pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({
-            "layer": self.index,
-            "weight": self.weight,
-            "neurons": self.neurons,
-        })
-    }
-}
-
-/// One selected layer of [`Info`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LayerInfo {
-    /// Number of the block, from 0.
-    pub index: usize,
-    /// What the layer's neurons are multiplied with.
-    pub weight: f32,
-    /// Neurons that are read.
-    pub neurons: usize,
-}
-
 /// An open guard: immutable, shared by any number of threads.
 pub struct Guard {
     // Dropped in this order: the scheduler ends its worker while the pool still stands.
@@ -195,15 +174,7 @@ impl Guard {
             base_model: content.base_model,
             family: decoder.config().family,
             pooling: content.pooling,
-            layers: content
-                .layers
-                .iter()
-                .map(|layer| LayerInfo {
-                    index: layer.index,
-                    weight: layer.weight,
-                    neurons: layer.neurons.len(),
-                })
-                .collect(),
+            layers: content.layers.iter().map(LayerInfo::of).collect(),
             head_dims,
             max_length,
             default_threshold: content.default_threshold,
@@ -305,6 +276,16 @@ impl Guard {
             ));
         }
         Ok(())
+    }
+
+    /// Tokens that `input` would run, special ones included, and whether it would be cut.
+    ///
+    /// # Errors
+    /// As [`Guard::score`], as far as the text goes.
+    pub fn count_tokens(&self, input: Input<'_>) -> Result<(usize, bool)> {
+        self.home.check()?;
+        let tokens = self.pool.install(|| self.prepare(input))?;
+        Ok((tokens.ids.len(), tokens.truncated))
     }
 
     /// Runs one short text, so that the first call is as fast as the second.
@@ -416,48 +397,4 @@ fn precision(dtype: Dtype, device: &Device) -> Result<Precision> {
             Err(Error::new(Status::Unsupported, "dtype int8 is not built yet: use f32 or bf16"))
         }
     }
-}
-
-/// Reads an artifact without opening its backbone.
-///
-/// # Errors
-/// As [`Guard::open`], as far as the artifact goes.
-pub fn inspect(dir: &Path) -> Result<ArtifactInfo> {
-    let content = artifact::open(dir, true)?;
-    Ok(ArtifactInfo {
-        base_model: content.base_model,
-        pooling: content.pooling,
-        layers: content
-            .layers
-            .iter()
-            .map(|layer| LayerInfo {
-                index: layer.index,
-                weight: layer.weight,
-                neurons: layer.neurons.len(),
-            })
-            .collect(),
-        head_parameters: content.head.iter().map(|l| l.weight.len() + l.bias.len()).sum(),
-        head_dims: content.head.iter().map(|layer| layer.outputs).collect(),
-        max_length: content.max_length,
-        default_threshold: content.default_threshold,
-    })
-}
-
-/// What `siren_config.json` and `siren.safetensors` hold.
-#[derive(Clone, Debug)]
-pub struct ArtifactInfo {
-    /// The backbone that the artifact names.
-    pub base_model: BaseModel,
-    /// Which states are averaged.
-    pub pooling: Pooling,
-    /// Selected layers, ascending.
-    pub layers: Vec<LayerInfo>,
-    /// Numbers in the head.
-    pub head_parameters: usize,
-    /// Outputs of the head's linear layers.
-    pub head_dims: Vec<usize>,
-    /// Longest text in tokens.
-    pub max_length: usize,
-    /// The threshold of calls that give none.
-    pub default_threshold: f64,
 }

@@ -38,16 +38,11 @@ pub(crate) fn backbone(
     model_dir: &Path,
     base_model: &BaseModel,
 ) -> Result<PathBuf> {
+    if let Some(dir) = local_backbone(options, model_dir, base_model) {
+        return Ok(dir);
+    }
     if let Some(name) = options.backbone.as_deref() {
         return directory_or(name, |repo| hub::fetch_backbone(repo, &options.hub));
-    }
-    let beside = model_dir.join(BACKBONE_DIR);
-    if beside.is_dir() {
-        return Ok(beside);
-    }
-    let named = Path::new(&base_model.model_id);
-    if named.is_dir() {
-        return Ok(named.to_owned());
     }
     let repo = Repo::new(&base_model.model_id, base_model.revision.as_deref()).map_err(|e| {
         Error::model(
@@ -58,6 +53,19 @@ pub(crate) fn backbone(
         )
     })?;
     hub::fetch_backbone(&repo, &options.hub)
+}
+
+/// The backbone's directory if it needs no hub.
+pub(crate) fn local_backbone(
+    options: &OpenOptions,
+    model_dir: &Path,
+    base_model: &BaseModel,
+) -> Option<PathBuf> {
+    if let Some(name) = options.backbone.as_deref() {
+        return Some(PathBuf::from(name)).filter(|dir| dir.is_dir());
+    }
+    let places = [model_dir.join(BACKBONE_DIR), PathBuf::from(&base_model.model_id)];
+    places.into_iter().find(|dir| dir.is_dir())
 }
 
 fn directory_or(name: &str, fetch: impl FnOnce(&Repo) -> Result<PathBuf>) -> Result<PathBuf> {

@@ -1,0 +1,25 @@
+//! `siren pull`: one directory with artifact and backbone, for a machine without a network.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use siren::hub::{HubOptions, Source};
+
+use crate::args::PullArgs;
+use crate::output::{Outcome, STRONG};
+use crate::progress;
+
+pub fn run(args: &PullArgs) -> Outcome {
+    let options = HubOptions {
+        cache_dir: args.cache_dir.clone(),
+        offline: args.offline,
+        progress: progress::downloads(),
+        ..HubOptions::default()
+    };
+    let model = Source::parse(&args.model)?;
+    let backbone = args.backbone.as_deref().map(Source::parse).transpose()?;
+    siren::hub::pull(&model, backbone.as_ref(), &args.to, &options)?;
+    let directory = args.to.display();
+    writeln!(anstream::stdout(), "pulled into {STRONG}{directory}{STRONG:#}")?;
+    Ok(ExitCode::SUCCESS)
+}
