@@ -1,0 +1,131 @@
+//! Which files make an artifact and which a backbone, whether they lie in a directory or on a hub.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::{Error, Result, Status};
+
+pub(super) const ARTIFACT_CONFIG: &str = "siren_config.json";
+pub(super) const ARTIFACT_WEIGHTS: &str = "siren.safetensors";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// No index of a real model comes near; read nothing larger into memory.
+const LARGEST_INDEX: u64 = 64 << 20;
+const MOST_SHARDS: usize = 10_000;
+
+/// A place that has files by name.
+pub(super) trait Files {
+    /// A local path to the file `name`, or `None` when the place has no such file.
+    fn find(&mut self, name: &str) -> Result<Option<PathBuf>>;
+
+    /// The error for a file that must be there and is not.
+    fn missing(&self, name: &str) -> Error;
+
+    /// A local path to the file `name`, which must be there.
+    fn need(&mut self, name: &str) -> Result<PathBuf> {
+        self.find(name)?.ok_or_else(|| self.missing(name))
+    }
+}
+
+/// Lists, and has fetched, all files of one kind of model.
+pub(super) type List = fn(&mut dyn Files) -> Result<Vec<PathBuf>>;
+
+/// The files of an artifact.
+pub(super) fn artifact(place: &mut dyn Files) -> Result<Vec<PathBuf>> {
+    [ARTIFACT_CONFIG, ARTIFACT_WEIGHTS].into_iter().map(|name| place.need(name)).collect()
+}
+
+/// The files of a backbone.
+pub(super) fn backbone(place: &mut dyn Files) -> Result<Vec<PathBuf>> {
+    let mut files = vec![place.need("config.json")?, place.need("tokenizer.json")?];
+    for optional in ["tokenizer_config.json", "chat_template.jinja"] {
+        files.extend(place.find(optional)?);
+    }
+    match place.find(WEIGHTS)? {
+        Some(weights) => files.push(weights),
+        None => {
+            let index = place.find(INDEX)?.ok_or_else(|| place.missing(WEIGHTS))?;
+            let shards = shards(&index)?;
+            files.push(index);
+            for shard in shards {
+                files.push(place.need(&shard)?);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// The directory that holds all `files`.
+pub(super) fn directory(files: &[PathBuf]) -> Result<PathBuf> {
+    let parent = files.first().and_then(|file| file.parent());
+    parent.map(Path::to_path_buf).ok_or_else(|| Error::internal("a model without files"))
+}
+
+/// Reads JSON of a bounded size.
+pub(super) fn read_json(path: &Path, most: u64) -> Result<Value> {
+    let size = fs::metadata(path).map_err(|error| Error::io(path.display(), &error))?.len();
+    if size > most {
+        let expected = format!("at most {most}");
+        return Err(Error::model(path.display(), "size", format!("{size} bytes"), expected));
+    }
+    let bytes = fs::read(path).map_err(|error| Error::io(path.display(), &error))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::model(path.display(), "JSON", error, "valid JSON"))
+}
+
+/// The names of the shards that an index lists, each once.
+fn shards(index: &Path) -> Result<BTreeSet<String>> {
+    let json = read_json(index, LARGEST_INDEX)?;
+    let bad = |field: &str, found: String, expected: &str| {
+        Err(Error::model(index.display(), field, found, expected))
+    };
+    let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
+        return bad("weight_map", "none".to_owned(), "an object of tensor name to file name");
+    };
+    let mut names = BTreeSet::new();
+    for (tensor, name) in map {
+        match name.as_str() {
+            Some(name) if is_plain(name) => names.insert(name.to_owned()),
+            _ => {
+                let expected = "a plain name ending in .safetensors, inside the directory";
+                return bad(&format!("weight_map.{tensor}"), name.to_string(), expected);
+            }
+        };
+    }
+    if names.is_empty() || names.len() > MOST_SHARDS {
+        let expected = format!("1 to {MOST_SHARDS}");
+        return bad("weight_map", format!("{} files", names.len()), &expected);
+    }
+    Ok(names)
+}
+
+/// A file name that stays in its directory and is weights.
+fn is_plain(name: &str) -> bool {
+    name.len() <= 200
+        && name.ends_with(".safetensors")
+        && !name.starts_with('.')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+}
+
+/// A local directory.
+pub(super) struct Dir<'a>(pub(super) &'a Path);
+
+impl Files for Dir<'_> {
+    fn find(&mut self, name: &str) -> Result<Option<PathBuf>> {
+        let path = self.0.join(name);
+        match fs::metadata(&path) {
+            Ok(found) if found.is_file() => Ok(Some(path)),
+            Ok(_) => Err(Error::new(Status::Io, format!("{}: not a file", path.display()))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io(path.display(), &error)),
+        }
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::new(Status::NotFound, format!("{}: no such file", self.0.join(name).display()))
+    }
+}
