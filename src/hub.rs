@@ -14,7 +14,7 @@
 //! | `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE` | `1`, `true`, `yes` or `on`: never touch the network |
 //! | `HF_ENDPOINT` | the hub, or a mirror of it |
 //! | `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` (or in lower case, which wins) | proxies; loopback addresses never go through one |
-//! | `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`, `SSL_CERT_FILE` | a PEM file of the certificate authorities to trust instead of the system's |
+//! | `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`, `SSL_CERT_FILE` | PEM files of the certificate authorities to trust, all of them, instead of the system's |
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -69,18 +69,26 @@ impl Cache {
     }
 
     /// Waits until no other process (of ours or of the Python tools) downloads this content. The
-    /// lock ends with the value, or with the process.
-    pub(super) fn lock(&self, etag: &str) -> Result<File> {
+    /// lock ends with the value, or with the process. `None` on a file system without locks.
+    pub(super) fn lock(&self, etag: &str) -> Result<Option<File>> {
         let path = self.locks.join(format!("{etag}.lock"));
-        let blobs = self.repo.join("blobs");
         let open = || {
             fs::create_dir_all(&self.locks)?;
-            fs::create_dir_all(&blobs)?;
+            fs::create_dir_all(self.repo.join("blobs"))?;
             let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-            file.lock()?;
-            Ok(file)
+            match file.lock() {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
+                locked => locked.map(|()| Some(file)),
+            }
         };
         open().map_err(|error: io::Error| Error::io(path.display(), &error))
+    }
+
+    /// Where a blob grows. The name is the one of the Python tools, so that whoever has the lock
+    /// goes on with it; without a lock every process has its own.
+    pub(super) fn partial_blob(&self, etag: &str, locked: bool) -> PathBuf {
+        let process = if locked { String::new() } else { format!(".{}", std::process::id()) };
+        self.blob(&format!("{etag}{process}.incomplete"))
     }
 
     /// Makes a blob visible as the file `name` of a commit.

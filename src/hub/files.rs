@@ -60,6 +60,7 @@ pub(super) fn backbone(place: &mut dyn Files) -> Result<Vec<PathBuf>> {
 }
 
 /// The directory that holds all `files`.
+#[cfg(feature = "hub")]
 pub(super) fn directory(files: &[PathBuf]) -> Result<PathBuf> {
     let parent = files.first().and_then(|file| file.parent());
     parent.map(Path::to_path_buf).ok_or_else(|| Error::internal("a model without files"))

@@ -271,21 +271,23 @@ impl<'a> Http<'a> {
     }
 }
 
-/// The certificate authorities that are trusted.
+/// The certificate authorities that are trusted: those of the system, unless variables name others.
 fn roots(settings: &Settings) -> Result<RootCerts> {
-    let Some((variable, path)) = &settings.ca_file else {
+    if settings.ca_files.is_empty() {
         return Ok(RootCerts::PlatformVerifier);
-    };
-    let name = format!("{variable} ({})", path.display());
-    let pem = fs::read(path).map_err(|error| Error::io(&name, &error))?;
-    let certificates: Vec<_> = parse_pem(&pem)
-        .filter_map(|item| match item {
+    }
+    let mut certificates = Vec::new();
+    for (variable, path) in &settings.ca_files {
+        let name = format!("{variable} ({})", path.display());
+        let pem = fs::read(path).map_err(|error| Error::io(&name, &error))?;
+        let before = certificates.len();
+        certificates.extend(parse_pem(&pem).filter_map(|item| match item {
             Ok(PemItem::Certificate(certificate)) => Some(certificate),
             _ => None,
-        })
-        .collect();
-    if certificates.is_empty() {
-        return Err(Error::argument(format!("{name}: holds no PEM certificate")));
+        }));
+        if certificates.len() == before {
+            return Err(Error::argument(format!("{name}: holds no PEM certificate")));
+        }
     }
     Ok(RootCerts::new_with_certs(&certificates))
 }

@@ -125,10 +125,10 @@ impl<'a> Session<'a> {
             found.is_some_and(|found| meta.size.is_none_or(|size| size == found.len()))
         };
         if !is_there() {
-            let _lock = self.cache.lock(&meta.etag)?;
+            let lock = self.cache.lock(&meta.etag)?;
             // Another process may have been quicker.
             if !is_there() {
-                let mut transfer = self.transfer(name, meta);
+                let mut transfer = self.transfer(name, meta, lock.is_some());
                 retrying(ATTEMPTS, || transfer.attempt(http))?;
                 fs::rename(&transfer.path, &blob)
                     .map_err(|error| Error::io(blob.display(), &error))?;
@@ -137,9 +137,9 @@ impl<'a> Session<'a> {
         self.cache.link(commit, name, &meta.etag)
     }
 
-    fn transfer<'t>(&'t self, name: &'t str, meta: &'t Meta) -> Transfer<'t> {
+    fn transfer<'t>(&'t self, name: &'t str, meta: &'t Meta, locked: bool) -> Transfer<'t> {
         Transfer {
-            path: self.cache.blob(&format!("{}.incomplete", meta.etag)),
+            path: self.cache.partial_blob(&meta.etag, locked),
             url: self.url(name),
             what: self.what(name),
             name,

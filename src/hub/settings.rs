@@ -19,7 +19,8 @@ pub(super) struct Settings {
     /// Without a slash at its end.
     pub(super) endpoint: String,
     pub(super) token: Option<String>,
-    pub(super) ca_file: Option<(&'static str, PathBuf)>,
+    /// The certificate files that variables name; all of them are trusted.
+    pub(super) ca_files: Vec<(&'static str, PathBuf)>,
     pub(super) proxies: Proxies,
 }
 
@@ -33,9 +34,10 @@ impl Settings {
             offline: offline(options.offline),
             endpoint: endpoint(options.endpoint.as_deref())?,
             token: token(options.token.as_deref())?,
-            ca_file: ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"]
+            ca_files: ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"]
                 .into_iter()
-                .find_map(|name| Some((name, PathBuf::from(var(name)?)))),
+                .filter_map(|name| Some((name, var_path(name)?)))
+                .collect(),
             proxies: Proxies::from_env(),
         })
     }

@@ -102,7 +102,7 @@ impl Reply {
         }
         let end = self.cut.unwrap_or(self.body.len()).min(self.body.len());
         for piece in self.body[..end].chunks(64 << 10) {
-            self.slow.map(thread::sleep);
+            thread::sleep(self.slow.unwrap_or_default());
             stream.write_all(piece)?;
         }
         stream.flush()
