@@ -1,8 +1,9 @@
 //! `REPO@REV` -> a local directory: what a guard opens when it is not given a directory.
 //!
 //! The cache is the one of the Python tools (`models--owner--name/{refs,blobs,snapshots}`), so a
-//! file that either of them downloaded is found by the other. Nothing here starts a thread, and no
-//! socket outlives the call that opened it; the process environment is read and never written.
+//! file that either of them downloaded is found by the other. All work is done on the caller's
+//! thread (a proxy's name alone is looked up on another), and no socket outlives the call that
+//! opened it; the process environment is read and never written.
 //!
 //! Unset [`HubOptions`] fall back to the variables that the Python tools read; an empty variable
 //! counts as unset:
