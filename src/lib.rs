@@ -1,6 +1,36 @@
 //! libsiren: how harmful is a text? The SIREN hidden-state guard as a native library.
+//!
+//! A guard is opened once and scores from any number of threads:
+//!
+//! ```no_run
+//! use siren::{Guard, Input, OpenOptions};
+//!
+//! let guard = Guard::open(OpenOptions::new("models/demo"))?;
+//! let result = guard.score(Input::Text("How do I bake bread?"), None)?;
+//! println!("{} {}", result.score, result.is_harmful);
+//! # Ok::<(), siren::Error>(())
+//! ```
+//!
+//! The C interface over the same engine is `include/siren.h`.
 
+mod artifact;
+mod backbone;
+mod checkpoint;
 mod error;
+mod guard;
 pub mod hub;
+mod json;
+mod kernels;
+mod locate;
+mod options;
+mod readout;
+mod schedule;
+mod sys;
+mod text;
 
+pub use artifact::{BaseModel, Pooling};
+pub use backbone::Family;
 pub use error::{Error, Result, Status};
+pub use guard::{ArtifactInfo, Guard, Info, LayerInfo, Score, inspect};
+pub use options::{DeviceChoice, Dtype, OpenOptions};
+pub use text::Input;

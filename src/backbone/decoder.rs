@@ -1,0 +1,310 @@
+//! The decoder's blocks, over packed texts: no padding, and no block past the last observed one.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+
+use super::config::{Config, Family};
+use super::embedding::Embedding;
+use super::rope::Rope;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+use crate::kernels::{self, HeadNorms, Heads, Linear, LinearLoader, Precision};
+
+/// Tokens that go through a block's MLP at once: its intermediate states are the widest there are,
+/// and this keeps their size apart from the text's length.
+const MLP_CHUNK: usize = 512;
+
+/// Texts side by side: `tokens[spans[i]]` is text `i`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Packed {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) spans: Vec<Range<usize>>,
+}
+
+impl Packed {
+    pub(crate) fn push(&mut self, tokens: &[u32]) {
+        let start = self.tokens.len();
+        self.tokens.extend_from_slice(tokens);
+        self.spans.push(start..self.tokens.len());
+    }
+}
+
+/// Where in a block the hidden states are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Site {
+    /// The residual stream after the block; after the final norm when the block is the last one,
+    /// as in the transformers library's `hidden_states`.
+    Residual,
+    /// The MLP's output before it is added to the residual stream.
+    Mlp,
+}
+
+/// Which hidden states an observer is shown.
+#[derive(Clone, Debug)]
+pub(crate) struct Observed {
+    pub(crate) site: Site,
+    /// Ascending block numbers.
+    pub(crate) layers: Vec<usize>,
+}
+
+/// A frozen backbone, cut after its last observed block. Immutable and shared by threads.
+pub(crate) struct Decoder {
+    config: Config,
+    observed: Observed,
+    embedding: Embedding,
+    rope: Rope,
+    blocks: Vec<Block>,
+    /// The final norm, present when it stands before an observed state.
+    norm: Option<Tensor>,
+    device: Device,
+    dtype: DType,
+    bytes: usize,
+}
+
+struct Block {
+    input_norm: Tensor,
+    qkv: Linear,
+    head_norms: Option<HeadNorms>,
+    output: Linear,
+    post_attention_norm: Tensor,
+    gate_up: Linear,
+    down: Linear,
+}
+
+impl Decoder {
+    /// Loads the blocks up to the last observed one, on the current rayon pool.
+    ///
+    /// # Errors
+    /// `InvalidModel` for a tensor that is missing or has another shape or dtype than `config`
+    /// asks for; `OutOfMemory`.
+    pub(crate) fn load(
+        checkpoint: &Arc<Checkpoint>,
+        config: Config,
+        observed: Observed,
+        device: &Device,
+        precision: Precision,
+    ) -> Result<Self> {
+        // Activations are f32 on the CPU, whatever the layers' precision is.
+        let dtype = match (device, precision) {
+            (Device::Cpu, _) | (_, Precision::F32) => DType::F32,
+            (_, Precision::Bf16) => DType::BF16,
+        };
+        // Checkpoints of the bare model lack the prefix.
+        let prefix =
+            if checkpoint.contains("model.embed_tokens.weight") { "model" } else { "" };
+        let backend: Box<dyn candle_nn::var_builder::SimpleBackend> = Box::new(&**checkpoint);
+        let root = VarBuilder::from_backend(backend, dtype, device.clone());
+        let root = if prefix.is_empty() { root } else { root.pp(prefix) };
+        let loader = Loader { checkpoint, precision };
+
+        let shape = Embedding::shape(&config);
+        let name = full_name(&root, "embed_tokens.weight");
+        checkpoint.tensor(&name, &shape)?;
+        let embedding = if device.is_cpu() {
+            Embedding::InFile { checkpoint: checkpoint.clone(), name, shape }
+        } else {
+            Embedding::OnDevice(root.get((shape[0], shape[1]), "embed_tokens.weight")?)
+        };
+        let last = *observed.layers.last().ok_or_else(|| Error::internal("nothing observed"))?;
+        let blocks = (0..=last)
+            .map(|layer| loader.block(&config, &root.pp("layers").pp(layer)))
+            .collect::<Result<Vec<_>>>()?;
+        let norm = (observed.site == Site::Residual && last + 1 == config.num_hidden_layers)
+            .then(|| loader.vector(&root, "norm.weight", config.hidden_size))
+            .transpose()?;
+        let bytes = blocks.iter().map(Block::bytes).sum();
+        let rope = Rope::new(&config);
+        Ok(Self {
+            config,
+            observed,
+            embedding,
+            rope,
+            blocks,
+            norm,
+            device: device.clone(),
+            dtype,
+            bytes,
+        })
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Blocks that are loaded and run.
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Bytes of the linear layers' weights in memory; the embedding table is not among them.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Runs `batch` and shows each observed state, `[tokens, hidden_size]`, in layer order.
+    ///
+    /// # Errors
+    /// Those of `observe`; `Internal` when the device fails.
+    pub(crate) fn forward(
+        &self,
+        batch: &Packed,
+        observe: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let heads = heads(&self.config);
+        let eps = self.config.rms_norm_eps;
+        let (cos, sin) = self.rotations(batch)?;
+        let mut x = self.embedding.rows(&batch.tokens)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let normed = kernels::rms_norm(&x, &block.input_norm, eps)?;
+            let qkv = block.qkv.forward(&normed)?;
+            let qkv =
+                kernels::norm_and_rotate(qkv, &cos, &sin, block.head_norms.as_ref(), heads)?;
+            let attended = kernels::attention(&qkv, &batch.spans, heads)?;
+            x = (x + block.output.forward(&attended)?)?;
+            let mlp = block.mlp(&x, eps)?;
+            let is_observed = self.observed.layers.binary_search(&layer).is_ok();
+            if is_observed && self.observed.site == Site::Mlp {
+                observe(layer, &mlp)?;
+            }
+            x = (x + mlp)?;
+            if is_observed && self.observed.site == Site::Residual {
+                match &self.norm {
+                    Some(norm) if layer + 1 == self.config.num_hidden_layers => {
+                        observe(layer, &kernels::rms_norm(&x, norm, eps)?)?;
+                    }
+                    _ => observe(layer, &x)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Cosines and sines of every token's position in its own text.
+    fn rotations(&self, batch: &Packed) -> Result<(Tensor, Tensor)> {
+        let positions = batch.spans.iter().flat_map(|span| 0..span.len());
+        let (cos, sin) = self.rope.rows(positions);
+        let shape = (batch.tokens.len(), self.config.head_dim / 2);
+        let place = |values: Vec<f32>| -> Result<Tensor> {
+            Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
+        };
+        Ok((place(cos)?, place(sin)?))
+    }
+}
+
+impl Block {
+    fn mlp(&self, x: &Tensor, eps: f64) -> Result<Tensor> {
+        let tokens = x.dim(0)?;
+        let run = |x: &Tensor| -> Result<Tensor> {
+            let normed = kernels::rms_norm(x, &self.post_attention_norm, eps)?;
+            let gate_up = self.gate_up.forward(&normed)?;
+            Ok(self.down.forward(&kernels::silu_mul(&gate_up)?)?)
+        };
+        if tokens <= MLP_CHUNK {
+            return run(x);
+        }
+        let chunks = (0..tokens)
+            .step_by(MLP_CHUNK)
+            .map(|start| run(&x.narrow(0, start, MLP_CHUNK.min(tokens - start))?))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&chunks, 0)?)
+    }
+
+    fn bytes(&self) -> usize {
+        [&self.qkv, &self.output, &self.gate_up, &self.down].iter().map(|l| l.bytes()).sum()
+    }
+}
+
+fn heads(config: &Config) -> Heads {
+    Heads {
+        query: config.num_attention_heads,
+        key_value: config.num_key_value_heads,
+        dim: config.head_dim,
+    }
+}
+
+fn full_name(vb: &VarBuilder<'_>, name: &str) -> String {
+    let prefix = vb.prefix();
+    if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
+}
+
+/// Reads a block's tensors by their names in the checkpoint.
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    precision: Precision,
+}
+
+impl Loader<'_> {
+    fn vector(&self, vb: &VarBuilder<'_>, name: &str, length: usize) -> Result<Tensor> {
+        // Checked here first: candle's own errors do not name the file.
+        self.checkpoint.tensor(&full_name(vb, name), &[length])?;
+        Ok(vb.get(length, name)?)
+    }
+
+    /// Layers that read the same input, joined into one; each is `(name, outputs)`.
+    fn linear(
+        &self,
+        vb: &VarBuilder<'_>,
+        parts: &[(&str, usize)],
+        inputs: usize,
+        bias: bool,
+    ) -> Result<Linear> {
+        let mut loader = LinearLoader::new(inputs, self.precision);
+        for (name, outputs) in parts {
+            let part = vb.pp(name);
+            let weight = self.checkpoint.tensor(&full_name(&part, "weight"), &[*outputs, inputs])?;
+            loader.add(weight.values, *outputs);
+            if bias {
+                loader.add_bias(self.vector(&part, "bias", *outputs)?);
+            }
+        }
+        Ok(loader.finish(vb.device())?)
+    }
+
+    fn block(&self, config: &Config, vb: &VarBuilder<'_>) -> Result<Block> {
+        let hidden = config.hidden_size;
+        let heads = heads(config);
+        let (query, key_value) = (heads.query * heads.dim, heads.key_value * heads.dim);
+        let attention = vb.pp("self_attn");
+        let mlp = vb.pp("mlp");
+        let head_norms = match config.family {
+            Family::Qwen3 => Some(HeadNorms {
+                query: self.vector(&attention, "q_norm.weight", heads.dim)?,
+                key: self.vector(&attention, "k_norm.weight", heads.dim)?,
+                eps: config.rms_norm_eps,
+            }),
+            Family::Llama => None,
+        };
+        Ok(Block {
+            input_norm: self.vector(vb, "input_layernorm.weight", hidden)?,
+            qkv: self.linear(
+                &attention,
+                &[("q_proj", query), ("k_proj", key_value), ("v_proj", key_value)],
+                hidden,
+                config.attention_bias,
+            )?,
+            head_norms,
+            output: self.linear(
+                &attention,
+                &[("o_proj", hidden)],
+                query,
+                config.attention_bias,
+            )?,
+            post_attention_norm: self.vector(vb, "post_attention_layernorm.weight", hidden)?,
+            gate_up: self.linear(
+                &mlp,
+                &[("gate_proj", config.intermediate_size), ("up_proj", config.intermediate_size)],
+                hidden,
+                config.mlp_bias,
+            )?,
+            down: self.linear(
+                &mlp,
+                &[("down_proj", hidden)],
+                config.intermediate_size,
+                config.mlp_bias,
+            )?,
+        })
+    }
+}

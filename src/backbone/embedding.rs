@@ -1,0 +1,51 @@
+//! Token embeddings: rows read where they lie in the checkpoint, widened as they are used.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+use super::config::Config;
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result};
+
+/// The embedding table of a decoder.
+pub(super) enum Embedding {
+    /// On the CPU the table stays in the (mapped) file: a text touches few of its rows.
+    InFile { checkpoint: Arc<Checkpoint>, name: String, shape: [usize; 2] },
+    /// On another device it is held there, in the dtype that runs.
+    OnDevice(Tensor),
+}
+
+impl Embedding {
+    /// Hidden states of `tokens`, `[tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// `Internal` for an id outside the vocabulary, which opening a guard rules out.
+    pub(super) fn rows(&self, tokens: &[u32]) -> Result<Tensor> {
+        match self {
+            Self::InFile { checkpoint, name, shape: [vocabulary, hidden] } => {
+                let table = checkpoint.tensor(name, &[*vocabulary, *hidden])?;
+                let mut out = Vec::with_capacity(tokens.len() * hidden);
+                for &token in tokens {
+                    let token = token as usize;
+                    if token >= *vocabulary {
+                        return Err(Error::internal(format!(
+                            "token id {token} in a vocabulary of {vocabulary}"
+                        )));
+                    }
+                    table.values.widen_into(token * hidden..(token + 1) * hidden, &mut out);
+                }
+                Ok(Tensor::from_vec(out, (tokens.len(), *hidden), &Device::Cpu)?)
+            }
+            Self::OnDevice(table) => {
+                let ids = Tensor::new(tokens, table.device())?;
+                Ok(table.index_select(&ids, 0)?)
+            }
+        }
+    }
+
+    /// The table's shape, `[vocab_size, hidden_size]`.
+    pub(super) fn shape(config: &Config) -> [usize; 2] {
+        [config.vocab_size, config.hidden_size]
+    }
+}

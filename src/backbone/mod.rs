@@ -1,0 +1,13 @@
+//! One decoder for Qwen3 and Llama 3: config, weights, rotary embedding, blocks.
+//!
+//! It reads token ids and shows hidden states to an observer. It has no language-model head, and
+//! holds no block past the last one that is observed.
+
+mod config;
+mod decoder;
+mod embedding;
+mod rope;
+
+pub use config::Family;
+pub(crate) use config::Config;
+pub(crate) use decoder::{Decoder, Observed, Packed, Site};

@@ -1,0 +1,411 @@
+//! Open a guard, score with it: the whole engine in safe Rust.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+use rayon::prelude::*;
+
+use crate::artifact::{self, BaseModel, Content, Pooling};
+use crate::backbone::{Config, Decoder, Family, Observed, Packed, Site};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, Result, Status, panic_message};
+use crate::kernels::Precision;
+use crate::options::{DeviceChoice, Dtype, OpenOptions};
+use crate::readout::{Head, Pool, Selection};
+use crate::schedule::{Engine, Limits, Scheduler};
+use crate::sys::process::Home;
+use crate::text::{self, Input, Tokenizer};
+
+/// Tokens of one pass: past this, a CPU computes no faster for more of them.
+const BATCH_TOKENS: usize = 1024;
+/// Stack of a pool thread; tokenising recurses, and callers' own stacks may be small.
+const POOL_STACK_BYTES: usize = 4 << 20;
+
+/// What a text scored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// Probability that the text is harmful, from 0 to 1: an f32, widened.
+    pub score: f64,
+    /// `score >= threshold`
+    pub is_harmful: bool,
+    /// The threshold that was compared with, as given.
+    pub threshold: f64,
+    /// Tokens that ran, special ones included.
+    pub tokens: usize,
+    /// The text had more tokens than the guard's `max_length`; the rest was not read.
+    pub truncated: bool,
+}
+
+/// What an open guard is made of.
+#[derive(Clone, Debug)]
+pub struct Info {
+    /// Where the artifact was read.
+    pub model_dir: PathBuf,
+    /// Where the backbone was read.
+    pub backbone_dir: PathBuf,
+    /// The backbone that the artifact names.
+    pub base_model: BaseModel,
+    /// The backbone's family.
+    pub family: Family,
+    /// Which states are averaged.
+    pub pooling: Pooling,
+    /// Selected layers, ascending: number, weight, neurons.
+    pub layers: Vec<LayerInfo>,
+    /// Outputs of the head's linear layers; the last is the number of classes.
+    pub head_dims: Vec<usize>,
+    /// Longest text in tokens, special ones included.
+    pub max_length: usize,
+    /// The threshold of calls that give none.
+    pub default_threshold: f64,
+    /// Blocks that the backbone has, and how many of them run.
+    pub backbone_layers: usize,
+    /// See `backbone_layers`.
+    pub layers_run: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// What the linear layers compute in: `f32` or `bf16`.
+    pub dtype: &'static str,
+    /// Threads of the guard's own pool.
+    pub threads: usize,
+    /// Bytes of the linear layers' weights in memory, backbone and head.
+    pub weight_bytes: usize,
+}
+
+/// One selected layer of [`Info`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerInfo {
+    /// Number of the block, from 0.
+    pub index: usize,
+    /// What the layer's neurons are multiplied with.
+    pub weight: f32,
+    /// Neurons that are read.
+    pub neurons: usize,
+}
+
+/// An open guard: immutable, shared by any number of threads.
+pub struct Guard {
+    // Dropped in this order: the scheduler ends its worker while the pool still stands.
+    scheduler: Scheduler,
+    pool: Arc<rayon::ThreadPool>,
+    tokenizer: Tokenizer,
+    options: OpenOptions,
+    info: Info,
+    home: Home,
+}
+
+impl Guard {
+    /// Opens the guard that `options` name. Blocks while files are read (and fetched, when the
+    /// model is a hub repository).
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`, `InvalidModel`, `Unsupported`, `InvalidArgument`, `OutOfMemory`, and the
+    /// hub's `Network`, `Unauthorized` and `Offline`.
+    pub fn open(options: OpenOptions) -> Result<Self> {
+        options.check()?;
+        let device = device(&options.device)?;
+        let precision = precision(options.dtype, &device)?;
+        let threads = options.threads.unwrap_or_else(default_threads);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("siren-pool-{i}"))
+            .stack_size(POOL_STACK_BYTES)
+            .build()
+            .map_err(|e| Error::new(Status::OutOfMemory, format!("no thread pool: {e}")))?;
+        let pool = Arc::new(pool);
+        pool.install(|| Self::load(&options, &device, precision, &pool)).and_then(
+            |(engine, tokenizer, info)| {
+                let limits = Limits { queue: options.max_queue, batch_tokens: BATCH_TOKENS };
+                let scheduler = Scheduler::start(Arc::new(engine), limits)?;
+                Ok(Self { scheduler, pool: pool.clone(), tokenizer, options, info, home: Home::here() })
+            },
+        )
+    }
+
+    fn load(
+        options: &OpenOptions,
+        device: &Device,
+        precision: Precision,
+        pool: &Arc<rayon::ThreadPool>,
+    ) -> Result<(Forward, Tokenizer, Info)> {
+        let model_dir = crate::locate::model(options)?;
+        let content = artifact::open(&model_dir, options.map)?;
+        let backbone_dir = crate::locate::backbone(options, &model_dir, &content.base_model)?;
+        let config = Config::read(&backbone_dir.join("config.json"))?;
+        content.check_backbone(config.num_hidden_layers, config.hidden_size)?;
+        let tokenizer = Tokenizer::open(&backbone_dir, config.vocab_size)?;
+        let max_length = max_length(options, &content, &tokenizer)?;
+
+        let checkpoint = Arc::new(Checkpoint::open_dir(&backbone_dir, options.map)?);
+        let selection = Selection::new(content.layers.clone());
+        let site = match content.pooling {
+            Pooling::ResidualMean => Site::Residual,
+            Pooling::MlpMean => Site::Mlp,
+        };
+        let observed = Observed { site, layers: selection.layers() };
+        let decoder = Decoder::load(&checkpoint, config, observed, device, precision)?;
+        let head_dims = content.head.iter().map(|layer| layer.outputs).collect();
+        let head = Head::new(content.head)?;
+        // What stays in use is read again when it is needed.
+        checkpoint.release_pages();
+
+        let info = Info {
+            model_dir,
+            backbone_dir,
+            base_model: content.base_model,
+            family: decoder.config().family,
+            pooling: content.pooling,
+            layers: content
+                .layers
+                .iter()
+                .map(|layer| LayerInfo {
+                    index: layer.index,
+                    weight: layer.weight,
+                    neurons: layer.neurons.len(),
+                })
+                .collect(),
+            head_dims,
+            max_length,
+            default_threshold: content.default_threshold,
+            backbone_layers: decoder.config().num_hidden_layers,
+            layers_run: decoder.blocks(),
+            hidden_size: decoder.config().hidden_size,
+            device: options.device.resolved(device),
+            dtype: match precision {
+                Precision::F32 => "f32",
+                Precision::Bf16 => "bf16",
+            },
+            threads: pool.current_num_threads(),
+            weight_bytes: decoder.bytes() + head.bytes(),
+        };
+        let forward = Forward { decoder, selection, head, pool: pool.clone() };
+        Ok((forward, tokenizer, info))
+    }
+
+    /// What the guard is made of.
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// Scores one input. `threshold` is from 0 to 1; `None` takes the guard's own.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a threshold out of range, `LimitExceeded` for a text that is too
+    /// long, `Busy`, `Poisoned`, `Forked`, `NonFinite`, `OutOfMemory`, `Internal`.
+    pub fn score(&self, input: Input<'_>, threshold: Option<f64>) -> Result<Score> {
+        let mut scores = self.score_batch(&[input], threshold)?;
+        scores.pop().unwrap_or_else(|| Err(Error::internal("a text without a result")))
+    }
+
+    /// Scores `inputs`; each has its own result, in the same order.
+    ///
+    /// # Errors
+    /// Of the call: `InvalidArgument` for a threshold out of range, `LimitExceeded` for too many
+    /// inputs, `Busy`, `Poisoned`, `Forked`. Of one input: as [`Guard::score`].
+    pub fn score_batch(
+        &self,
+        inputs: &[Input<'_>],
+        threshold: Option<f64>,
+    ) -> Result<Vec<Result<Score>>> {
+        self.home.check()?;
+        self.scheduler.check()?;
+        let threshold = threshold.unwrap_or(self.info.default_threshold);
+        if !(0.0..=1.0).contains(&threshold) {
+            return Err(Error::argument(format!(
+                "the threshold is {threshold}, expected a number from 0 to 1"
+            )));
+        }
+        if inputs.len() > self.options.max_batch {
+            return Err(Error::new(
+                Status::LimitExceeded,
+                format!(
+                    "the batch has {} inputs, more than the limit of {}",
+                    inputs.len(),
+                    self.options.max_batch
+                ),
+            ));
+        }
+        let prepared: Vec<Result<text::Tokens>> =
+            self.pool.install(|| inputs.par_iter().map(|input| self.prepare(*input)).collect());
+        let mut waiting = Vec::new();
+        let mut results: Vec<Result<Score>> = prepared
+            .into_iter()
+            .map(|tokens| {
+                let text::Tokens { ids, truncated } = tokens?;
+                let tokens = ids.len();
+                waiting.push(Arc::from(ids));
+                Ok(Score { score: 0.0, is_harmful: false, threshold, tokens, truncated })
+            })
+            .collect();
+        let mut scores = self.scheduler.run(waiting)?.into_iter();
+        for result in &mut results {
+            let Ok(score) = result else { continue };
+            match scores.next() {
+                Some(Ok(value)) => {
+                    score.score = f64::from(value);
+                    score.is_harmful = score.score >= threshold;
+                }
+                Some(Err(error)) => *result = Err(error),
+                None => *result = Err(Error::internal("a text without a result")),
+            }
+        }
+        Ok(results)
+    }
+
+    /// Runs one short text, so that the first call is as fast as the second.
+    ///
+    /// # Errors
+    /// As [`Guard::score`].
+    pub fn warmup(&self) -> Result<()> {
+        self.score(Input::Text("warm up"), None).map(|_| ())
+    }
+
+    /// Input to token ids. A panic in here is that text's error.
+    fn prepare(&self, input: Input<'_>) -> Result<text::Tokens> {
+        let limit = self.options.max_text_bytes;
+        if input.len() > limit {
+            return Err(Error::new(
+                Status::LimitExceeded,
+                format!("the text has {} bytes, more than the limit of {limit}", input.len()),
+            ));
+        }
+        let run = || self.tokenizer.encode(&text::clean(&input.join()), self.info.max_length);
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+            Err(Error::internal(format!(
+                "a panic while the text was prepared: {}",
+                panic_message(&*panic)
+            )))
+        })
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if !self.home.is_here() {
+            // In a forked child the threads to wait for do not exist: leak them.
+            self.scheduler.forget();
+            std::mem::forget(self.pool.clone());
+        }
+    }
+}
+
+/// The forward pass of a batch, on the guard's own pool.
+struct Forward {
+    decoder: Decoder,
+    selection: Selection,
+    head: Head,
+    pool: Arc<rayon::ThreadPool>,
+}
+
+impl Engine for Forward {
+    fn run(&self, texts: &[Arc<[u32]>]) -> Result<Vec<Result<f32>>> {
+        self.pool.install(|| {
+            let mut batch = Packed::default();
+            for text in texts {
+                batch.push(text);
+            }
+            let mut pool = Pool::new(&self.selection, &batch.spans);
+            self.decoder.forward(&batch, &mut |layer, states| pool.observe(layer, states))?;
+            self.head.scores(pool.finish())
+        })
+    }
+}
+
+fn max_length(options: &OpenOptions, content: &Content, tokenizer: &Tokenizer) -> Result<usize> {
+    let max_length = options.max_length.unwrap_or(content.max_length);
+    let special = tokenizer.special_count();
+    if max_length < special.max(1) {
+        return Err(Error::model(
+            &content.file,
+            "inference.max_length",
+            max_length,
+            format!("at least {special}, the special tokens that every text gets"),
+        ));
+    }
+    Ok(max_length)
+}
+
+/// What affinity and the cgroup's quota leave to this process.
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn device(choice: &DeviceChoice) -> Result<Device> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda(ordinal) => cuda(*ordinal),
+        DeviceChoice::Auto => Ok(cuda(0).unwrap_or(Device::Cpu)),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(ordinal: usize) -> Result<Device> {
+    Device::new_cuda(ordinal)
+        .map_err(|e| Error::new(Status::Unsupported, format!("CUDA device {ordinal}: {e}")))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(ordinal: usize) -> Result<Device> {
+    Err(Error::new(
+        Status::Unsupported,
+        format!("CUDA device {ordinal}: this library was built without the feature cuda"),
+    ))
+}
+
+fn precision(dtype: Dtype, device: &Device) -> Result<Precision> {
+    match dtype {
+        Dtype::Auto if device.is_cpu() => Ok(Precision::F32),
+        Dtype::Auto | Dtype::Bf16 => Ok(Precision::Bf16),
+        Dtype::F32 => Ok(Precision::F32),
+        Dtype::Int8 => {
+            Err(Error::new(Status::Unsupported, "dtype int8 is not built yet: use f32 or bf16"))
+        }
+    }
+}
+
+/// Reads an artifact without opening its backbone.
+///
+/// # Errors
+/// As [`Guard::open`], as far as the artifact goes.
+pub fn inspect(dir: &Path) -> Result<ArtifactInfo> {
+    let content = artifact::open(dir, true)?;
+    Ok(ArtifactInfo {
+        base_model: content.base_model,
+        pooling: content.pooling,
+        layers: content
+            .layers
+            .iter()
+            .map(|layer| LayerInfo {
+                index: layer.index,
+                weight: layer.weight,
+                neurons: layer.neurons.len(),
+            })
+            .collect(),
+        head_parameters: content.head.iter().map(|l| l.weight.len() + l.bias.len()).sum(),
+        head_dims: content.head.iter().map(|layer| layer.outputs).collect(),
+        max_length: content.max_length,
+        default_threshold: content.default_threshold,
+    })
+}
+
+/// What `siren_config.json` and `siren.safetensors` hold.
+#[derive(Clone, Debug)]
+pub struct ArtifactInfo {
+    /// The backbone that the artifact names.
+    pub base_model: BaseModel,
+    /// Which states are averaged.
+    pub pooling: Pooling,
+    /// Selected layers, ascending.
+    pub layers: Vec<LayerInfo>,
+    /// Numbers in the head.
+    pub head_parameters: usize,
+    /// Outputs of the head's linear layers.
+    pub head_dims: Vec<usize>,
+    /// Longest text in tokens.
+    pub max_length: usize,
+    /// The threshold of calls that give none.
+    pub default_threshold: f64,
+}

@@ -1,0 +1,174 @@
+//! The decoder's operations from candle's own: what runs on every device that has no fused code.
+
+use std::ops::Range;
+
+use candle_core::{D, DType, Device, Result, Tensor};
+
+use super::{HeadNorms, Heads};
+
+/// Queries whose scores are held at once, so that a long text needs no `[heads, n, n]` tensor.
+const QUERY_CHUNK: usize = 256;
+
+pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let wide = x.to_dtype(DType::F32)?;
+    let mean = wide.sqr()?.mean_keepdim(D::Minus1)?;
+    wide.broadcast_div(&(mean + eps)?.sqrt()?)?.to_dtype(x.dtype())?.broadcast_mul(weight)
+}
+
+pub(super) fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
+    let half = gate_up.dim(D::Minus1)? / 2;
+    gate_up.narrow(D::Minus1, 0, half)?.silu()? * gate_up.narrow(D::Minus1, half, half)?
+}
+
+pub(super) fn norm_and_rotate(
+    qkv: &Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+    norms: Option<&HeadNorms>,
+    heads: Heads,
+) -> Result<Tensor> {
+    let tokens = qkv.dim(0)?;
+    let cos = cos.to_dtype(qkv.dtype())?.unsqueeze(1)?;
+    let sin = sin.to_dtype(qkv.dtype())?.unsqueeze(1)?;
+    let part = |start: usize, count: usize, weight: Option<&Tensor>| -> Result<Tensor> {
+        let x = qkv.narrow(1, start * heads.dim, count * heads.dim)?;
+        let x = x.reshape((tokens, count, heads.dim))?;
+        let x = match (weight, norms) {
+            (Some(weight), Some(norms)) => rms_norm(&x, weight, norms.eps)?,
+            _ => x,
+        };
+        let half = heads.dim / 2;
+        let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+        let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+        let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
+        Tensor::cat(&[first, second], 2)?.reshape((tokens, count * heads.dim))
+    };
+    let query = part(0, heads.query, norms.map(|n| &n.query))?;
+    let key = part(heads.query, heads.key_value, norms.map(|n| &n.key))?;
+    let value_start = (heads.query + heads.key_value) * heads.dim;
+    let value = qkv.narrow(1, value_start, heads.key_value * heads.dim)?;
+    Tensor::cat(&[query, key, value], 1)
+}
+
+pub(super) fn attention(qkv: &Tensor, spans: &[Range<usize>], heads: Heads) -> Result<Tensor> {
+    let mut rows = Vec::new();
+    let mut covered = 0;
+    let width = heads.query * heads.dim;
+    for span in spans {
+        if span.start > covered {
+            rows.push(Tensor::zeros((span.start - covered, width), qkv.dtype(), qkv.device())?);
+        }
+        rows.push(attend(&qkv.narrow(0, span.start, span.len())?, heads)?);
+        covered = span.end;
+    }
+    if covered < qkv.dim(0)? {
+        rows.push(Tensor::zeros((qkv.dim(0)? - covered, width), qkv.dtype(), qkv.device())?);
+    }
+    Tensor::cat(&rows, 0)
+}
+
+/// Causal attention over one text, `[n, qkv]` to `[n, query * dim]`.
+fn attend(qkv: &Tensor, heads: Heads) -> Result<Tensor> {
+    let n = qkv.dim(0)?;
+    let split = |start: usize, count: usize| -> Result<Tensor> {
+        qkv.narrow(1, start * heads.dim, count * heads.dim)?
+            .reshape((n, count, heads.dim))?
+            .transpose(0, 1)?
+            .contiguous()
+    };
+    let group = heads.query / heads.key_value;
+    // [key_value, group * n, dim]: the queries that share a key head side by side.
+    let query = split(0, heads.query)?;
+    let key = split(heads.query, heads.key_value)?;
+    let value = split(heads.query + heads.key_value, heads.key_value)?;
+    let scale = 1.0 / (heads.dim as f64).sqrt();
+    let mut chunks = Vec::new();
+    for start in (0..n).step_by(QUERY_CHUNK) {
+        let count = QUERY_CHUNK.min(n - start);
+        let seen = start + count;
+        let q = query.narrow(1, start, count)?.contiguous()?;
+        let q = q.reshape((heads.key_value, group * count, heads.dim))?;
+        let k = key.narrow(1, 0, seen)?.transpose(1, 2)?.contiguous()?;
+        let scores = (q.matmul(&k)? * scale)?.to_dtype(DType::F32)?;
+        let scores = scores.reshape((heads.query, count, seen))?;
+        let mask = causal_mask(start, count, seen, qkv.device())?;
+        let weights = candle_nn::ops::softmax_last_dim(&scores.broadcast_add(&mask)?)?;
+        let weights = weights.to_dtype(qkv.dtype())?;
+        let weights = weights.reshape((heads.key_value, group * count, seen))?;
+        let out = weights.matmul(&value.narrow(1, 0, seen)?.contiguous()?)?;
+        chunks.push(out.reshape((heads.query, count, heads.dim))?);
+    }
+    Tensor::cat(&chunks, 1)?.transpose(0, 1)?.reshape((n, heads.query * heads.dim))
+}
+
+/// 0 where query `start + i` may see key `j`, minus infinity elsewhere: `[count, seen]`.
+fn causal_mask(start: usize, count: usize, seen: usize, device: &Device) -> Result<Tensor> {
+    let mask: Vec<f32> = (0..count)
+        .flat_map(|i| (0..seen).map(move |j| if j > start + i { f32::NEG_INFINITY } else { 0.0 }))
+        .collect();
+    Tensor::from_vec(mask, (count, seen), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADS: Heads = Heads { query: 6, key_value: 2, dim: 20 };
+
+    fn worst(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+    }
+
+    fn random(rows: usize, columns: usize) -> Tensor {
+        Tensor::randn(0f32, 1.5, (rows, columns), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn fused_norm_and_swiglu_equal_candles_operations() {
+        for (rows, columns) in [(1, 6), (5, 16), (40, 34), (33, 130)] {
+            let x = random(rows, columns);
+            let weight = random(1, columns).flatten_all().unwrap();
+            let fused = super::super::rms_norm(&x, &weight, 1e-5).unwrap();
+            assert!(worst(&fused, &rms_norm(&x, &weight, 1e-5).unwrap()) < 1e-5);
+            let fused = super::super::silu_mul(&x).unwrap();
+            assert!(worst(&fused, &silu_mul(&x).unwrap()) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn fused_rotation_equals_candles_operations() {
+        let tokens = 37;
+        let qkv = random(tokens, HEADS.qkv());
+        let angles = random(tokens, HEADS.dim / 2);
+        let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+        let weights = random(2, HEADS.dim);
+        let norms = HeadNorms {
+            query: weights.get(0).unwrap(),
+            key: weights.get(1).unwrap(),
+            eps: 1e-6,
+        };
+        for norms in [None, Some(&norms)] {
+            let plain = norm_and_rotate(&qkv, &cos, &sin, norms, HEADS).unwrap();
+            let copy = qkv.copy().unwrap();
+            let fused =
+                super::super::norm_and_rotate(copy, &cos, &sin, norms, HEADS).unwrap();
+            assert!(worst(&fused, &plain) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn fused_attention_equals_candles_operations() {
+        for lengths in [vec![1], vec![2, 1], vec![70, 3, 64], vec![300], vec![1, 129, 31]] {
+            let mut spans = Vec::new();
+            let mut at = 0;
+            for length in lengths {
+                spans.push(at..at + length);
+                at += length;
+            }
+            let qkv = random(at, HEADS.qkv());
+            let plain = attention(&qkv, &spans, HEADS).unwrap();
+            let fused = super::super::attention(&qkv, &spans, HEADS).unwrap();
+            assert!(worst(&fused, &plain) < 1e-5, "{spans:?}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! A model's name -> the directories that hold its artifact and its backbone.
+
+use std::path::{Path, PathBuf};
+
+use crate::artifact::{self, BaseModel};
+use crate::error::{Error, Result, Status};
+use crate::hub::{self, Repo};
+use crate::options::OpenOptions;
+use crate::sys;
+
+/// Where a pulled or shipped model keeps its backbone.
+const BACKBONE_DIR: &str = "backbone";
+/// Names the directory that holds `models/demo`, over every other place.
+const DATA_DIR_VARIABLE: &str = "SIREN_DATA_DIR";
+const DEMO: &str = "models/demo";
+/// Where an installation keeps its data, below its prefix.
+const SHARE_DIR: &str = "share/libsiren";
+
+/// The artifact's directory.
+///
+/// # Errors
+/// `NotFound`, and the hub's.
+pub(crate) fn model(options: &OpenOptions) -> Result<PathBuf> {
+    match options.model.as_deref() {
+        None => demo(options.data_dir.as_deref()),
+        Some("") => Err(Error::argument("the model is \"\", expected a directory or REPO[@REV]")),
+        Some(name) => directory_or(name, |repo| hub::fetch_artifact(repo, &options.hub)),
+    }
+}
+
+/// The backbone's directory: the one that was asked for, else the one beside the artifact, else
+/// the one that the artifact names, at its pinned revision.
+///
+/// # Errors
+/// `NotFound`, and the hub's.
+pub(crate) fn backbone(
+    options: &OpenOptions,
+    model_dir: &Path,
+    base_model: &BaseModel,
+) -> Result<PathBuf> {
+    if let Some(name) = options.backbone.as_deref() {
+        return directory_or(name, |repo| hub::fetch_backbone(repo, &options.hub));
+    }
+    let beside = model_dir.join(BACKBONE_DIR);
+    if beside.is_dir() {
+        return Ok(beside);
+    }
+    let named = Path::new(&base_model.model_id);
+    if named.is_dir() {
+        return Ok(named.to_owned());
+    }
+    let repo = Repo::new(&base_model.model_id, base_model.revision.as_deref()).map_err(|e| {
+        Error::model(
+            model_dir.join(artifact::CONFIG_FILE).display(),
+            "base_model",
+            format!("{:?} ({e})", base_model.model_id),
+            "a directory that exists, or a repository",
+        )
+    })?;
+    hub::fetch_backbone(&repo, &options.hub)
+}
+
+fn directory_or(name: &str, fetch: impl FnOnce(&Repo) -> Result<PathBuf>) -> Result<PathBuf> {
+    let path = Path::new(name);
+    if path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    // What can only be a path is not looked for on a hub.
+    if path.is_absolute() || name.starts_with('.') || name.ends_with('/') {
+        return Err(Error::new(Status::NotFound, format!("{name}: no such directory")));
+    }
+    let repo: Repo = name.parse().map_err(|e: Error| {
+        Error::argument(format!("{name}: no such directory, and no repository: {e}"))
+    })?;
+    fetch(&repo)
+}
+
+/// The demo guard, from `SIREN_DATA_DIR`, an installation or the source tree.
+fn demo(data_dir: Option<&Path>) -> Result<PathBuf> {
+    let variable = std::env::var_os(DATA_DIR_VARIABLE).filter(|v| !v.is_empty());
+    let mut places: Vec<PathBuf> =
+        [data_dir.map(Path::to_owned), variable.map(PathBuf::from)].into_iter().flatten().collect();
+    if let Some(module) = sys::module::path() {
+        // PREFIX/lib or PREFIX/bin, and a build directory somewhere inside the source tree.
+        let directories = module.ancestors().skip(1);
+        places.extend(directories.clone().skip(1).take(2).map(|dir| dir.join(SHARE_DIR)));
+        places.extend(directories.skip(1).map(Path::to_owned));
+    }
+    let places: Vec<PathBuf> = places.into_iter().map(|dir| dir.join(DEMO)).collect();
+    places.iter().find(|dir| dir.join(artifact::CONFIG_FILE).is_file()).cloned().ok_or_else(|| {
+        let looked: Vec<_> = places.iter().map(|dir| dir.display().to_string()).collect();
+        Error::new(
+            Status::NotFound,
+            format!(
+                "no model was named, and the demo guard is in none of {} (set {DATA_DIR_VARIABLE} \
+                 to the directory that holds {DEMO})",
+                looked.join(", ")
+            ),
+        )
+    })
+}

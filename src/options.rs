@@ -1,0 +1,166 @@
+//! How a guard is opened. The one place that knows the defaults.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use candle_core::Device;
+
+use crate::error::{Error, Result};
+
+/// Longest text in bytes, before cleaning.
+pub(crate) const DEFAULT_MAX_TEXT_BYTES: usize = 16 << 20;
+/// Most inputs of one batch.
+pub(crate) const DEFAULT_MAX_BATCH: usize = 16_384;
+/// Most texts that wait, over all callers.
+pub(crate) const DEFAULT_MAX_QUEUE: usize = 65_536;
+const MAX_THREADS: usize = 1024;
+
+/// Where the backbone runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU if this build and machine have one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The NVIDIA GPU of this index.
+    Cuda(usize),
+}
+
+impl DeviceChoice {
+    /// `cpu` or `cuda:N`.
+    pub(crate) fn resolved(self, device: &Device) -> String {
+        match (self, device) {
+            (_, Device::Cpu) => "cpu".into(),
+            (Self::Cuda(ordinal), _) => format!("cuda:{ordinal}"),
+            _ => "cuda:0".into(),
+        }
+    }
+}
+
+impl FromStr for DeviceChoice {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => s
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| {
+                    Error::argument(format!(
+                        "the device is {s:?}, expected \"auto\", \"cpu\", \"cuda\" or \"cuda:N\""
+                    ))
+                }),
+        }
+    }
+}
+
+/// What the linear layers compute in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dtype {
+    /// f32 on a CPU, bf16 on a GPU.
+    #[default]
+    Auto,
+    /// Exact: weights as stored, widened; activations and sums in f32.
+    F32,
+    /// Weights and activations rounded to bf16 before they are multiplied, summed in f32.
+    Bf16,
+    /// 8-bit integers.
+    Int8,
+}
+
+impl FromStr for Dtype {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "int8" => Ok(Self::Int8),
+            _ => Err(Error::argument(format!(
+                "the dtype is {s:?}, expected \"auto\", \"f32\", \"bf16\" or \"int8\""
+            ))),
+        }
+    }
+}
+
+/// How to open a guard. `OpenOptions::default()` opens the demo guard on the CPU.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// A directory, or a hub repository `OWNER/NAME[@REVISION]`; a directory wins. `None` is the
+    /// demo guard that ships with the project.
+    pub model: Option<String>,
+    /// The backbone's directory or repository, instead of the one that the artifact names.
+    pub backbone: Option<String>,
+    /// Where the backbone runs.
+    pub device: DeviceChoice,
+    /// What its linear layers compute in.
+    pub dtype: Dtype,
+    /// Threads of the guard's own pool; `None` is what affinity and the cgroup's quota allow.
+    pub threads: Option<usize>,
+    /// Longest text in tokens, instead of the artifact's.
+    pub max_length: Option<usize>,
+    /// Map the weights (so that processes share them) instead of reading them. A mapped file that
+    /// shrinks, or a network disk that fails, kills the process.
+    pub map: bool,
+    /// Longest text in bytes, before cleaning.
+    pub max_text_bytes: usize,
+    /// Most inputs of one batch.
+    pub max_batch: usize,
+    /// Most texts that wait, over all callers.
+    pub max_queue: usize,
+    /// How hub repositories are fetched.
+    pub hub: crate::hub::HubOptions,
+    /// The installation's `share/libsiren` directory, where the demo guard is looked for first.
+    pub data_dir: Option<PathBuf>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            model: None,
+            backbone: None,
+            device: DeviceChoice::default(),
+            dtype: Dtype::default(),
+            threads: None,
+            max_length: None,
+            map: true,
+            max_text_bytes: DEFAULT_MAX_TEXT_BYTES,
+            max_batch: DEFAULT_MAX_BATCH,
+            max_queue: DEFAULT_MAX_QUEUE,
+            hub: crate::hub::HubOptions::default(),
+            data_dir: None,
+        }
+    }
+}
+
+impl OpenOptions {
+    /// Options for the artifact `model`.
+    pub fn new(model: impl Into<String>) -> Self {
+        Self { model: Some(model.into()), ..Self::default() }
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        let positive = [
+            ("threads", self.threads),
+            ("max_length", self.max_length),
+            ("max_text_bytes", Some(self.max_text_bytes)),
+            ("max_batch", Some(self.max_batch)),
+            ("max_queue", Some(self.max_queue)),
+        ];
+        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == Some(0)) {
+            return Err(Error::argument(format!("{name} is 0, expected at least 1")));
+        }
+        if let Some(threads) = self.threads.filter(|&t| t > MAX_THREADS) {
+            return Err(Error::argument(format!(
+                "threads is {threads}, expected at most {MAX_THREADS}"
+            )));
+        }
+        Ok(())
+    }
+}

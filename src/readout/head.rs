@@ -1,0 +1,83 @@
+//! The trained MLP: features to a score.
+
+use candle_core::{Device, Tensor};
+
+use crate::artifact::Layer;
+use crate::checkpoint::Values;
+use crate::error::{Error, Result, Status};
+use crate::kernels::{Linear, LinearLoader, Precision};
+
+/// Linear, ReLU, ..., Linear, softmax; in f32 on the CPU whatever the backbone runs in.
+pub(crate) struct Head {
+    layers: Vec<Linear>,
+    inputs: usize,
+}
+
+impl Head {
+    /// Packs the layers on the current rayon pool.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn new(layers: Vec<Layer>) -> Result<Self> {
+        let inputs = layers.first().map_or(0, |layer| layer.inputs);
+        let layers = layers
+            .into_iter()
+            .map(|layer| {
+                let mut loader = LinearLoader::new(layer.inputs, Precision::F32);
+                loader.add(Values::F32(&layer.weight), layer.outputs);
+                loader.add_bias(Tensor::from_vec(layer.bias, layer.outputs, &Device::Cpu)?);
+                Ok(loader.finish(&Device::Cpu)?)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { layers, inputs })
+    }
+
+    /// Bytes of the weights in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.layers.iter().map(Linear::bytes).sum()
+    }
+
+    /// Scores of `features`, `[texts, features]`: the probability of class 1.
+    ///
+    /// # Errors
+    /// Of the whole: `Internal`. Of one text: `NonFinite` when its score is not a number.
+    pub(crate) fn scores(&self, features: Vec<f32>) -> Result<Vec<Result<f32>>> {
+        let texts = features.len() / self.inputs;
+        let mut x = Tensor::from_vec(features, (texts, self.inputs), &Device::Cpu)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            if i > 0 {
+                x = x.relu()?;
+            }
+            x = layer.forward(&x)?;
+        }
+        Ok(x.to_vec2::<f32>()?.into_iter().map(|logits| score(logits[0], logits[1])).collect())
+    }
+}
+
+/// Softmax of two logits, class 1.
+fn score(benign: f32, harmful: f32) -> Result<f32> {
+    let largest = benign.max(harmful);
+    let (benign, harmful) = ((benign - largest).exp(), (harmful - largest).exp());
+    let score = harmful / (benign + harmful);
+    if score.is_finite() && (0.0..=1.0).contains(&score) {
+        return Ok(score);
+    }
+    Err(Error::new(
+        Status::NonFinite,
+        format!("the model computed {score} where a score from 0 to 1 was expected"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_score_that_is_not_a_number_is_an_error() {
+        for logits in [(f32::NAN, 0.0), (0.0, f32::NAN), (f32::INFINITY, f32::INFINITY)] {
+            assert_eq!(score(logits.0, logits.1).unwrap_err().status(), Status::NonFinite);
+        }
+        assert_eq!(score(0.0, 0.0).unwrap(), 0.5);
+        assert_eq!(score(-1e30, 1e30).unwrap(), 1.0);
+    }
+}

@@ -1,0 +1,49 @@
+//! What a caller gives -> cleaned text -> token ids.
+
+mod clean;
+mod tokenizer;
+
+use std::borrow::Cow;
+
+pub(crate) use clean::clean;
+pub(crate) use tokenizer::{Tokenizer, Tokens};
+
+/// What is scored: a text, or a prompt and the response to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input<'a> {
+    /// One text.
+    Text(&'a str),
+    /// A prompt, a response, or both, joined with one newline. Absent and empty are the same; one
+    /// of the two alone scores as the same string given as [`Input::Text`].
+    Exchange {
+        /// What the model was asked.
+        prompt: Option<&'a str>,
+        /// What it answered.
+        response: Option<&'a str>,
+    },
+}
+
+impl<'a> Input<'a> {
+    /// The size in bytes, as limits count it.
+    pub(crate) fn len(self) -> usize {
+        match self {
+            Input::Text(text) => text.len(),
+            Input::Exchange { prompt, response } => {
+                prompt.map_or(0, str::len).saturating_add(response.map_or(0, str::len))
+            }
+        }
+    }
+
+    /// The text to clean.
+    pub(crate) fn join(self) -> Cow<'a, str> {
+        match self {
+            Input::Text(text) => Cow::Borrowed(text),
+            Input::Exchange { prompt, response } => {
+                match (prompt.unwrap_or_default(), response.unwrap_or_default()) {
+                    (only, "") | ("", only) => Cow::Borrowed(only),
+                    (prompt, response) => Cow::Owned(format!("{prompt}\n{response}")),
+                }
+            }
+        }
+    }
+}
