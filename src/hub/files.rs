@@ -4,17 +4,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use crate::error::{Error, Result, Status};
+use crate::json::Document;
 
 pub(super) const ARTIFACT_CONFIG: &str = "siren_config.json";
 pub(super) const ARTIFACT_WEIGHTS: &str = "siren.safetensors";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// No index of a real model comes near; read nothing larger into memory.
-const LARGEST_INDEX: u64 = 64 << 20;
+/// More would be an attack: each is a request.
 const MOST_SHARDS: usize = 10_000;
 
 /// A place that has files by name.
@@ -66,40 +64,21 @@ pub(super) fn directory(files: &[PathBuf]) -> Result<PathBuf> {
     parent.map(Path::to_path_buf).ok_or_else(|| Error::internal("a model without files"))
 }
 
-/// Reads JSON of a bounded size.
-pub(super) fn read_json(path: &Path, most: u64) -> Result<Value> {
-    let size = fs::metadata(path).map_err(|error| Error::io(path.display(), &error))?.len();
-    if size > most {
-        let expected = format!("at most {most}");
-        return Err(Error::model(path.display(), "size", format!("{size} bytes"), expected));
-    }
-    let bytes = fs::read(path).map_err(|error| Error::io(path.display(), &error))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Error::model(path.display(), "JSON", error, "valid JSON"))
-}
-
 /// The names of the shards that an index lists, each once.
 fn shards(index: &Path) -> Result<BTreeSet<String>> {
-    let json = read_json(index, LARGEST_INDEX)?;
-    let bad = |field: &str, found: String, expected: &str| {
-        Err(Error::model(index.display(), field, found, expected))
-    };
-    let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
-        return bad("weight_map", "none".to_owned(), "an object of tensor name to file name");
-    };
+    let document = Document::read(index)?;
+    let map = document.root()?.require("weight_map")?;
     let mut names = BTreeSet::new();
-    for (tensor, name) in map {
-        match name.as_str() {
-            Some(name) if is_plain(name) => names.insert(name.to_owned()),
-            _ => {
-                let expected = "a plain name ending in .safetensors, inside the directory";
-                return bad(&format!("weight_map.{tensor}"), name.to_string(), expected);
-            }
-        };
+    for (_, node) in map.members()? {
+        let name = node.string()?;
+        if !is_plain(name) {
+            return Err(node.unexpected("a plain file name inside the directory, .safetensors"));
+        }
+        names.insert(name.to_owned());
     }
     if names.is_empty() || names.len() > MOST_SHARDS {
-        let expected = format!("1 to {MOST_SHARDS}");
-        return bad("weight_map", format!("{} files", names.len()), &expected);
+        let found = format!("{} files", names.len());
+        return Err(map.invalid(found, format!("1 to {MOST_SHARDS}")));
     }
     Ok(names)
 }

@@ -3,18 +3,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::files::{self, ARTIFACT_CONFIG, ARTIFACT_WEIGHTS, Dir, read_json};
+use super::files::{self, ARTIFACT_CONFIG, ARTIFACT_WEIGHTS, Dir};
 use super::{HubOptions, Repo, Source, fetch_artifact, fetch_backbone};
 use crate::error::{Error, Result, Status};
+use crate::json::Document;
 
 /// The directory of the backbone inside a pulled artifact.
 const BACKBONE: &str = "backbone";
 /// What marks a directory as the work of a pull, which the next one may replace.
 const MARKER: &str = ".siren-pull.json";
-/// The part of a `siren_config.json` that matters here is small; neuron lists are not.
-const LARGEST_CONFIG: u64 = 256 << 20;
 
 /// Makes `to` a directory that holds everything a guard needs, so that it opens anywhere and
 /// without a network: the artifact's files at its top, the backbone's under `backbone/`, where a
@@ -70,26 +69,18 @@ fn locate(
 
 /// The backbone that an artifact names.
 fn named_backbone(config: &Path) -> Result<Source> {
-    let json = read_json(config, LARGEST_CONFIG)?;
-    let base = &json["base_model"];
-    let bad = |field: &str, found: &Value, expected: &str| {
-        Error::model(config.display(), format!("base_model.{field}"), found, expected)
-    };
-    let id = base["model_id"].as_str();
-    let id = id.ok_or_else(|| bad("model_id", &base["model_id"], "a repository or a directory"))?;
-    let revision = match &base["revision"] {
-        Value::Null => None,
-        Value::String(revision) => Some(revision.as_str()),
-        other => return Err(bad("revision", other, "a string or null")),
-    };
-    if Path::new(id).is_dir() {
-        return Ok(Source::Dir(id.into()));
+    let document = Document::read(config)?;
+    let base = document.root()?.require("base_model")?;
+    let id = base.require("model_id")?;
+    if Path::new(id.string()?).is_dir() {
+        return Ok(Source::Dir(id.string()?.into()));
     }
-    let repo = Repo::new(id, revision).map_err(|error| {
-        let found = format!("{id:?} ({})", error.message());
-        Error::model(config.display(), "base_model", found, "a repository or a directory")
-    })?;
-    Ok(Source::Repo(repo))
+    let revision = match base.get_non_null("revision")? {
+        Some(revision) => Some(revision.string()?),
+        None => None,
+    };
+    let repo = Repo::new(id.string()?, revision);
+    repo.map(Source::Repo).map_err(|error| base.invalid(error, "a repository or a directory"))
 }
 
 /// Refuses to replace what no pull has made.

@@ -64,8 +64,7 @@ impl LinearLoader {
 
     pub(crate) fn finish(self, device: &Device) -> Result<Linear> {
         let weight = Tensor::cat(&self.parts, 0)?.to_device(device)?.t()?;
-        let bias =
-            (!self.biases.is_empty()).then(|| Tensor::cat(&self.biases, 0)).transpose()?;
+        let bias = (!self.biases.is_empty()).then(|| Tensor::cat(&self.biases, 0)).transpose()?;
         Ok(Linear { weight, bias, precision: self.precision })
     }
 }
