@@ -170,12 +170,7 @@ impl Checkpoint {
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorRef<'_>> {
         let field = || format!("tensor {name:?}");
         let Some((name, entry)) = self.tensors.get_key_value(name) else {
-            return Err(Error::model(
-                self.file(),
-                field(),
-                "nothing",
-                format!("shape {shape:?}"),
-            ));
+            return Err(Error::model(self.file(), field(), "nothing", format!("shape {shape:?}")));
         };
         let shard = &self.shards[entry.shard];
         if entry.shape != shape {
@@ -188,15 +183,15 @@ impl Checkpoint {
         }
         let bytes = &shard.bytes[entry.range.clone()];
         let values = match entry.dtype {
-            Dtype::F32 => bytemuck::try_cast_slice(bytes).map(Values::F32).unwrap_or_else(|_| {
-                widen(bytes, |b: [u8; 4]| f32::from_le_bytes(b))
-            }),
-            Dtype::F16 => bytemuck::try_cast_slice(bytes).map(Values::F16).unwrap_or_else(|_| {
-                widen(bytes, |b: [u8; 2]| f16::from_le_bytes(b).to_f32())
-            }),
-            Dtype::BF16 => bytemuck::try_cast_slice(bytes).map(Values::Bf16).unwrap_or_else(|_| {
-                widen(bytes, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32())
-            }),
+            Dtype::F32 => bytemuck::try_cast_slice(bytes)
+                .map(Values::F32)
+                .unwrap_or_else(|_| widen(bytes, |b: [u8; 4]| f32::from_le_bytes(b))),
+            Dtype::F16 => bytemuck::try_cast_slice(bytes)
+                .map(Values::F16)
+                .unwrap_or_else(|_| widen(bytes, |b: [u8; 2]| f16::from_le_bytes(b).to_f32())),
+            Dtype::BF16 => bytemuck::try_cast_slice(bytes)
+                .map(Values::Bf16)
+                .unwrap_or_else(|_| widen(bytes, |b: [u8; 2]| bf16::from_le_bytes(b).to_f32())),
             other => {
                 return Err(Error::model(
                     &shard.file,

@@ -136,7 +136,14 @@ impl Guard {
             |(engine, tokenizer, info)| {
                 let limits = Limits { queue: options.max_queue, batch_tokens: BATCH_TOKENS };
                 let scheduler = Scheduler::start(Arc::new(engine), limits)?;
-                Ok(Self { scheduler, pool: pool.clone(), tokenizer, options, info, home: Home::here() })
+                Ok(Self {
+                    scheduler,
+                    pool: pool.clone(),
+                    tokenizer,
+                    options,
+                    info,
+                    home: Home::here(),
+                })
             },
         )
     }

@@ -1,34 +1,273 @@
-//! stub
-#![allow(missing_docs)]
-use crate::error::*;
-use std::path::PathBuf;
+//! `REPO@REV` -> a local directory: what a guard opens when it is not given a directory.
+//!
+//! The cache is the one of the Python tools (`models--owner--name/{refs,blobs,snapshots}`), so a
+//! file that either of them downloaded is found by the other. All work is done on the caller's
+//! thread (a proxy's name alone is looked up on another), and no socket outlives the call that
+//! opened it; the process environment is read and never written.
+//!
+//! Unset [`HubOptions`] fall back to the variables that the Python tools read; an empty variable
+//! counts as unset:
+//!
+//! | variable | what it says |
+//! |---|---|
+//! | `HF_HUB_CACHE` (`HUGGINGFACE_HUB_CACHE`), else `HF_HOME`/hub, else `XDG_CACHE_HOME`/huggingface/hub, else `~/.cache/huggingface/hub` | where the cache is |
+//! | `HF_TOKEN`, else the file `HF_TOKEN_PATH`, else the file `HF_HOME`/token | the access token (no file is read with `HF_HUB_DISABLE_IMPLICIT_TOKEN`) |
+//! | `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE` | `1`, `true`, `yes` or `on`: never touch the network |
+//! | `HF_ENDPOINT` | the hub, or a mirror of it |
+//! | `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY` (or in lower case, which wins) | proxies; loopback addresses never go through one |
+//! | `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE`, `SSL_CERT_FILE` | PEM files of the certificate authorities to trust, all of them, instead of the system's |
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::error::{Error, Result, Status};
+
+#[cfg(feature = "hub")]
+mod cache;
+mod files;
+#[cfg(feature = "hub")]
+mod http;
+mod pull;
+#[cfg(feature = "hub")]
+mod session;
+#[cfg(feature = "hub")]
+mod settings;
+
+pub use pull::pull;
+
+/// A model repository of a hub, and the revision of it that is meant.
+///
+/// Parsed from `name`, `owner/name` or `owner/name@revision`, and printed in the same form.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Repo {
+    id: String,
+    revision: Option<String>,
+}
+
+impl Repo {
+    /// A repository `id` (`owner/name` or `name`) at `revision`: a branch, a tag or a 40-digit
+    /// commit; `None` or `""` is the default branch.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::InvalidArgument`] for what no hub would accept, and for everything that could
+    /// leave the cache directory.
+    pub fn new(id: &str, revision: Option<&str>) -> Result<Self> {
+        check_id(id)?;
+        let revision = revision.filter(|revision| !revision.is_empty());
+        revision.map(check_revision).transpose()?;
+        Ok(Self { id: id.to_owned(), revision: revision.map(str::to_owned) })
+    }
+
+    /// `owner/name` or `name`.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The branch, tag or commit that was named, if one was.
+    pub fn revision(&self) -> Option<&str> {
+        self.revision.as_deref()
+    }
+}
+
+impl FromStr for Repo {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text.split_once('@') {
+            Some((_, "")) => Err(Error::argument(format!("{text:?}: no revision after the @"))),
+            Some((id, revision)) => Self::new(id, Some(revision)),
+            None => Self::new(text, None),
+        }
+    }
+}
+
+impl fmt::Display for Repo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.id)?;
+        self.revision.as_ref().map_or(Ok(()), |revision| write!(f, "@{revision}"))
+    }
+}
+
+/// The rules of the hub for a repository's name; they also keep it a plain directory name.
+fn check_id(id: &str) -> Result<()> {
+    const LONGEST: usize = 96;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let part = |part: &str| {
+        !part.is_empty()
+            && part.chars().all(plain)
+            && !part.starts_with(['.', '-'])
+            && !part.ends_with(['.', '-'])
+    };
+    let parts = id.split('/').count();
+    if parts <= 2
+        && id.len() <= LONGEST
+        && id.split('/').all(part)
+        && !id.contains("--")
+        && !id.contains("..")
+        && !id.ends_with(".git")
+    {
+        return Ok(());
+    }
+    Err(Error::argument(format!(
+        "{id:?} is neither an existing directory nor a repository: expected owner/name or name of \
+         at most {LONGEST} letters, digits, '.', '_' and '-', without '..' or '--', and no '.' or \
+         '-' at an end"
+    )))
+}
+
+/// A revision is a path below `refs/`: no part of it may be empty or climb.
+fn check_revision(revision: &str) -> Result<()> {
+    const LONGEST: usize = 200;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+');
+    let part = |part: &str| {
+        !part.is_empty()
+            && part.chars().all(plain)
+            && !part.starts_with('.')
+            && !part.contains("..")
+    };
+    if revision.len() <= LONGEST && revision.split('/').all(part) {
+        return Ok(());
+    }
+    Err(Error::argument(format!(
+        "revision {revision:?}: expected a branch, a tag or a commit of at most {LONGEST} letters, \
+         digits, '.', '_', '-', '+' and single '/'"
+    )))
+}
+
+/// Where a model lies: in a directory, or in a repository of a hub.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// A local directory.
+    Dir(PathBuf),
+    /// A repository, fetched into the cache.
+    Repo(Repo),
+}
+
+impl Source {
+    /// Reads `text` as a directory if there is one of that name, and else as a [`Repo`].
+    ///
+    /// # Errors
+    ///
+    /// [`Status::InvalidArgument`] when it is neither; [`Status::NotFound`] when it looks like a
+    /// path (it starts with `/`, `./`, `../` or `~`) and there is no such directory.
+    pub fn parse(text: &str) -> Result<Self> {
+        if Path::new(text).is_dir() {
+            return Ok(Self::Dir(text.into()));
+        }
+        if ["/", "./", "../", "~"].iter().any(|start| text.starts_with(start)) {
+            return Err(Error::new(Status::NotFound, format!("{text}: no such directory")));
+        }
+        text.parse().map(Self::Repo)
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dir(dir) => write!(f, "{}", dir.display()),
+            Self::Repo(repo) => repo.fmt(f),
+        }
+    }
+}
+
+/// How much of a file has been downloaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The file's name in its repository.
+    pub file: String,
+    /// Bytes that are there; never less than in an earlier report on this file.
+    pub done: u64,
+    /// Bytes that the hub announced, if it did. The last report has `done` equal to it.
+    pub total: Option<u64>,
+}
+
+/// What hears of [`Progress`], on the thread that downloads. Files that are in the cache already
+/// are not reported.
+pub type ProgressFn = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// How to reach a hub. What is unset comes from the environment (see [the module](self)).
 #[derive(Clone, Default)]
 pub struct HubOptions {
+    /// The cache directory (the one that holds `models--*`).
     pub cache_dir: Option<PathBuf>,
-    pub endpoint: Option<String>,
-    pub token: Option<String>,
+    /// Never touch the network. `false` leaves it to `HF_HUB_OFFLINE`.
     pub offline: bool,
-    pub progress: Option<P>,
+    /// The hub's address, such as that of a mirror.
+    pub endpoint: Option<String>,
+    /// The access token. It is sent to the endpoint alone, never to where that redirects.
+    pub token: Option<String>,
+    /// Called while files are downloaded.
+    pub progress: Option<ProgressFn>,
 }
-impl std::fmt::Debug for HubOptions { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str("") } }
-type P = std::sync::Arc<dyn Fn(Progress) + Send + Sync>;
-pub struct Progress { pub file: String, pub done: u64, pub total: Option<u64> }
 
-pub struct Repo {}
-impl Repo {
-    pub fn new(id: &str, _r: Option<&str>) -> Result<Self> {
-        Err(Error::argument(id))
+impl fmt::Debug for HubOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HubOptions")
+            .field("cache_dir", &self.cache_dir)
+            .field("offline", &self.offline)
+            .field("endpoint", &self.endpoint)
+            .field("token", &self.token.as_ref().map(|_| "(set)"))
+            .field("progress", &self.progress.as_ref().map(|_| "(set)"))
+            .finish()
     }
 }
-impl std::str::FromStr for Repo {
-    type Err = Error;
-    fn from_str(s: &str) -> Result<Self> {
-        Err(Error::argument(s))
-    }
+
+/// Fetches the two files of an artifact, `siren_config.json` and `siren.safetensors`, unless they
+/// are in the cache, and returns the snapshot directory that holds them.
+///
+/// A 40-digit commit whose files are in the cache needs no network. A branch or tag is looked up
+/// on the hub; when the hub cannot be reached, the cached files of that name are used, with a
+/// warning in the log. With `offline` set the network is not touched at all.
+///
+/// Failed requests that may succeed later (429, 5xx, a lost connection) are tried again a few
+/// times, after the time that `Retry-After` asks for if that is short. A broken download goes on
+/// where it stopped, in this call or in a later one. A file becomes visible when it has the
+/// announced size and, where the hub announces it, the announced SHA-256.
+///
+/// # Errors
+///
+/// [`Status::NotFound`] (repository, revision or file, by name), [`Status::Unauthorized`],
+/// [`Status::Network`], [`Status::Offline`], [`Status::Io`], [`Status::InvalidArgument`] (an
+/// endpoint, token, proxy or certificate file that cannot be used), and [`Status::Unsupported`]
+/// in a build without the `hub` feature.
+pub fn fetch_artifact(repo: &Repo, options: &HubOptions) -> Result<PathBuf> {
+    fetch(repo, options, files::artifact)
 }
-pub fn fetch_artifact(_: &Repo, _: &HubOptions) -> Result<PathBuf> {
-    Err(Error::argument("x"))
+
+/// Fetches the files of a backbone, as [`fetch_artifact`] does: `config.json`, `tokenizer.json`,
+/// `tokenizer_config.json` and `chat_template.jinja` where they exist, and `model.safetensors`, or
+/// else `model.safetensors.index.json` with the shards that it names.
+///
+/// # Errors
+///
+/// Those of [`fetch_artifact`], and [`Status::InvalidModel`] for an index that is damaged or names
+/// a shard that is not a plain file name.
+pub fn fetch_backbone(repo: &Repo, options: &HubOptions) -> Result<PathBuf> {
+    fetch(repo, options, files::backbone)
 }
-pub fn fetch_backbone(_: &Repo, _: &HubOptions) -> Result<PathBuf> {
-    Err(Error::argument("x"))
+
+#[cfg(feature = "hub")]
+fn fetch(repo: &Repo, options: &HubOptions, list: files::List) -> Result<PathBuf> {
+    let settings = settings::Settings::new(options)?;
+    let http = match settings.offline {
+        Some(_) => None,
+        None => Some(http::Http::new(&settings)?),
+    };
+    let progress = options.progress.clone();
+    let mut session = session::Session::new(repo, &settings, http.as_ref(), progress);
+    files::directory(&list(&mut session)?)
+}
+
+#[cfg(not(feature = "hub"))]
+fn fetch(repo: &Repo, _options: &HubOptions, _list: files::List) -> Result<PathBuf> {
+    Err(Error::new(
+        Status::Unsupported,
+        format!(
+            "{repo}: this build of libsiren opens local directories alone (cargo feature `hub` is \
+             off)"
+        ),
+    ))
 }

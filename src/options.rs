@@ -46,15 +46,13 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
-            _ => s
-                .strip_prefix("cuda:")
-                .and_then(|n| n.parse().ok())
-                .map(Self::Cuda)
-                .ok_or_else(|| {
+            _ => s.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Self::Cuda).ok_or_else(
+                || {
                     Error::argument(format!(
                         "the device is {s:?}, expected \"auto\", \"cpu\", \"cuda\" or \"cuda:N\""
                     ))
-                }),
+                },
+            ),
         }
     }
 }

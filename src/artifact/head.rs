@@ -25,11 +25,8 @@ pub(crate) struct Layer {
 pub(super) fn read(mlp: &Node<'_>, weights: &Path, map: bool) -> Result<Vec<Layer>> {
     let mut inputs = mlp.require("input_dim")?.integer(1, MAX_INPUTS)?;
     let dims = mlp.require("layer_dims")?;
-    let dims = dims
-        .items()?
-        .iter()
-        .map(|dim| dim.integer(1, MAX_WIDTH))
-        .collect::<Result<Vec<_>>>()?;
+    let dims =
+        dims.items()?.iter().map(|dim| dim.integer(1, MAX_WIDTH)).collect::<Result<Vec<_>>>()?;
     if dims.len() > MAX_HIDDEN_LAYERS {
         return Err(mlp
             .require("layer_dims")?
@@ -42,10 +39,9 @@ pub(super) fn read(mlp: &Node<'_>, weights: &Path, map: bool) -> Result<Vec<Laye
         .map(|rate| Ok(rate.number(0.0, 1.0)? > 0.0))
         .collect::<Result<Vec<_>>>()?;
     if drops.len() != dims.len() {
-        return Err(rates.unexpected(format_args!(
-            "as many items as layer_dims has ({})",
-            dims.len()
-        )));
+        return Err(
+            rates.unexpected(format_args!("as many items as layer_dims has ({})", dims.len()))
+        );
     }
     let classes = match mlp.get("num_classes")? {
         Some(node) => node.integer(2, 2)?,

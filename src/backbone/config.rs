@@ -38,7 +38,12 @@ impl Family {
 pub(crate) enum RopeScaling {
     None,
     /// `llama3`: low frequencies are divided by `factor`, with a ramp between the two bounds.
-    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_length: usize },
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_length: usize,
+    },
 }
 
 /// The shape of a decoder, each field named as in `config.json`.

@@ -93,8 +93,7 @@ impl Decoder {
             (_, Precision::Bf16) => DType::BF16,
         };
         // Checkpoints of the bare model lack the prefix.
-        let prefix =
-            if checkpoint.contains("model.embed_tokens.weight") { "model" } else { "" };
+        let prefix = if checkpoint.contains("model.embed_tokens.weight") { "model" } else { "" };
         let backend: Box<dyn candle_nn::var_builder::SimpleBackend> = Box::new(&**checkpoint);
         let root = VarBuilder::from_backend(backend, dtype, device.clone());
         let root = if prefix.is_empty() { root } else { root.pp(prefix) };
@@ -160,8 +159,7 @@ impl Decoder {
         for (layer, block) in self.blocks.iter().enumerate() {
             let normed = kernels::rms_norm(&x, &block.input_norm, eps)?;
             let qkv = block.qkv.forward(&normed)?;
-            let qkv =
-                kernels::norm_and_rotate(qkv, &cos, &sin, block.head_norms.as_ref(), heads)?;
+            let qkv = kernels::norm_and_rotate(qkv, &cos, &sin, block.head_norms.as_ref(), heads)?;
             let attended = kernels::attention(&qkv, &batch.spans, heads)?;
             x = (x + block.output.forward(&attended)?)?;
             let mlp = block.mlp(&x, eps)?;
@@ -254,7 +252,8 @@ impl Loader<'_> {
         let mut loader = LinearLoader::new(inputs, self.precision);
         for (name, outputs) in parts {
             let part = vb.pp(name);
-            let weight = self.checkpoint.tensor(&full_name(&part, "weight"), &[*outputs, inputs])?;
+            let weight =
+                self.checkpoint.tensor(&full_name(&part, "weight"), &[*outputs, inputs])?;
             loader.add(weight.values, *outputs);
             if bias {
                 let bias = self.checkpoint.tensor(&full_name(&part, "bias"), &[*outputs])?;
@@ -287,12 +286,7 @@ impl Loader<'_> {
                 config.attention_bias,
             )?,
             head_norms,
-            output: self.linear(
-                &attention,
-                &[("o_proj", hidden)],
-                query,
-                config.attention_bias,
-            )?,
+            output: self.linear(&attention, &[("o_proj", hidden)], query, config.attention_bias)?,
             post_attention_norm: self.vector(vb, "post_attention_layernorm.weight", hidden)?,
             gate_up: self.linear(
                 &mlp,

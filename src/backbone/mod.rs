@@ -8,6 +8,6 @@ mod decoder;
 mod embedding;
 mod rope;
 
-pub use config::Family;
 pub(crate) use config::Config;
+pub use config::Family;
 pub(crate) use decoder::{Decoder, Observed, Packed, Site};

@@ -47,8 +47,8 @@ fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
     } else if wavelength < original_length / high_freq_factor {
         frequency
     } else {
-        let smooth = (original_length / wavelength - low_freq_factor)
-            / (high_freq_factor - low_freq_factor);
+        let smooth =
+            (original_length / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
         let frequency = f64::from(frequency);
         ((1.0 - smooth) * frequency / factor + smooth * frequency) as f32
     }

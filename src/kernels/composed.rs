@@ -142,16 +142,12 @@ mod tests {
         let angles = random(tokens, HEADS.dim / 2);
         let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
         let weights = random(2, HEADS.dim);
-        let norms = HeadNorms {
-            query: weights.get(0).unwrap(),
-            key: weights.get(1).unwrap(),
-            eps: 1e-6,
-        };
+        let norms =
+            HeadNorms { query: weights.get(0).unwrap(), key: weights.get(1).unwrap(), eps: 1e-6 };
         for norms in [None, Some(&norms)] {
             let plain = norm_and_rotate(&qkv, &cos, &sin, norms, HEADS).unwrap();
             let copy = qkv.copy().unwrap();
-            let fused =
-                super::super::norm_and_rotate(copy, &cos, &sin, norms, HEADS).unwrap();
+            let fused = super::super::norm_and_rotate(copy, &cos, &sin, norms, HEADS).unwrap();
             assert!(worst(&fused, &plain) < 1e-5);
         }
     }

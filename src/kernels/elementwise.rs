@@ -31,14 +31,12 @@ impl CustomOp2 for RmsNorm {
         let task = ROWS_PER_TASK * weight.len();
         let arch = Arch::new();
         let mut out = vec![0f32; x.len()];
-        out.par_chunks_mut(task)
-            .zip(x.par_chunks(task))
-            .for_each(|(out, x)| {
-                arch.dispatch(
-                    #[inline(always)]
-                    || rms_norm_rows(x, weight, self.eps, out),
-                );
-            });
+        out.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(out, x)| {
+            arch.dispatch(
+                #[inline(always)]
+                || rms_norm_rows(x, weight, self.eps, out),
+            );
+        });
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 }
@@ -82,14 +80,14 @@ impl CustomOp1 for SiluMul {
         let half = width / 2;
         let arch = Arch::new();
         let mut out = vec![0f32; tokens * half];
-        out.par_chunks_mut(ROWS_PER_TASK * half)
-            .zip(x.par_chunks(ROWS_PER_TASK * width))
-            .for_each(|(out, x)| {
+        out.par_chunks_mut(ROWS_PER_TASK * half).zip(x.par_chunks(ROWS_PER_TASK * width)).for_each(
+            |(out, x)| {
                 arch.dispatch(
                     #[inline(always)]
                     || silu_mul_rows(x, half, out),
                 );
-            });
+            },
+        );
         Ok((CpuStorage::F32(out), Shape::from((tokens, half))))
     }
 }

@@ -93,11 +93,7 @@ impl Scheduler {
     /// # Errors
     /// `OutOfMemory` when the system gives no thread.
     pub(crate) fn start(engine: Arc<dyn Engine>, limits: Limits) -> Result<Self> {
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            arrived: Condvar::new(),
-            limits,
-        });
+        let shared = Arc::new(Shared { state: Mutex::default(), arrived: Condvar::new(), limits });
         let worker = std::thread::Builder::new()
             .name("siren-worker".into())
             .spawn({

@@ -215,8 +215,8 @@ fn boundary(text: &str, from: usize) -> Option<usize> {
             before = Some(());
             continue;
         }
-        candidate = (before.take().is_some() && matches!(c, ' ' | ',' | '.' | '，' | '。'))
-            .then_some(at);
+        candidate =
+            (before.take().is_some() && matches!(c, ' ' | ',' | '.' | '，' | '。')).then_some(at);
     }
     None
 }
