@@ -121,8 +121,8 @@ impl<'a> LinearLoader<'a> {
         let bias = (!self.bias.is_empty()).then_some(self.bias);
         if device.is_cpu() {
             let parts: Vec<_> = self.parts.iter().map(|(v, n)| (weights(v), *n)).collect();
-            let packed = PackedLinear::pack(&parts, self.inputs, self.precision)
-                .map_err(|e| match e {
+            let packed =
+                PackedLinear::pack(&parts, self.inputs, self.precision).map_err(|e| match e {
                     PackError::OutOfMemory { .. } => Error::new(Status::OutOfMemory, e.to_string()),
                     PackError::Shape { .. } => Error::internal(e.to_string()),
                 })?;
