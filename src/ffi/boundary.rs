@@ -7,7 +7,7 @@ use super::error::{self, siren_error};
 use crate::error::{Error, Result, panic_message};
 
 /// The status of success.
-pub(super) const OK: i32 = 0;
+pub(super) const OK: i32 = super::version::SIREN_OK;
 
 /// Runs `body`; its error or panic becomes the returned status, and the text of it is written to
 /// `out`, which may be NULL.

@@ -47,8 +47,7 @@ fn table() -> &'static Table {
         }
         let epoch = existing.map_or(0, |table| table.epoch.wrapping_add(1));
         let fresh = Box::into_raw(Box::new(Table { process, epoch, slots: RwLock::default() }));
-        let swapped =
-            TABLE.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire);
+        let swapped = TABLE.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire);
         if swapped.is_err() {
             // SAFETY: `fresh` was made above and nobody else has seen it.
             drop(unsafe { Box::from_raw(fresh) });
