@@ -53,8 +53,8 @@ fuzz:                 ## Fuzz every target, FUZZ_SECONDS in all
 full-tier:            ## The slow checks: TSan, Miri, aarch64, CUDA compile, soak, long fuzz
 	scripts/full-tier.sh
 
-header:               ## Write include/siren.h and include/siren-layout.json from src/ffi
-	scripts/header.sh
+header:               ## Write the header, the layouts and the symbol list from src/ffi
+	SIREN_BLESS=1 $(CARGO) test --test abi committed_
 
 vectors:              ## Make the parity vectors anew (needs Python with llm-siren; see tests/parity)
 	python3 tests/parity/make_vectors.py --out tests/parity/fixtures --tokenizers $(TOKENIZERS)
