@@ -161,13 +161,13 @@ impl Decoder {
             let qkv = block.qkv.forward(&normed)?;
             let qkv = kernels::norm_and_rotate(qkv, &cos, &sin, block.head_norms.as_ref(), heads)?;
             let attended = kernels::attention(&qkv, &batch.spans, heads)?;
-            x = (x + block.output.forward(&attended)?)?;
+            x = kernels::add(x, &block.output.forward(&attended)?)?;
             let mlp = block.mlp(&x, eps)?;
             let is_observed = self.observed.layers.binary_search(&layer).is_ok();
             if is_observed && self.observed.site == Site::Mlp {
                 observe(layer, &mlp)?;
             }
-            x = (x + mlp)?;
+            x = kernels::add(x, &mlp)?;
             if is_observed && self.observed.site == Site::Residual {
                 match &self.norm {
                     Some(norm) if layer + 1 == self.config.num_hidden_layers => {
