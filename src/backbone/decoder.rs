@@ -109,7 +109,12 @@ impl Decoder {
         };
         let last = *observed.layers.last().ok_or_else(|| Error::internal("nothing observed"))?;
         let blocks = (0..=last)
-            .map(|layer| loader.block(&config, &root.pp("layers").pp(layer)))
+            .map(|layer| {
+                let block = loader.block(&config, &root.pp("layers").pp(layer));
+                // Else the mapped file would stand in memory beside its packed copy at the end.
+                checkpoint.release_pages();
+                block
+            })
             .collect::<Result<Vec<_>>>()?;
         let norm = (observed.site == Site::Residual && last + 1 == config.num_hidden_layers)
             .then(|| loader.vector(&root, "norm.weight", config.hidden_size))
