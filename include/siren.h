@@ -479,7 +479,7 @@ int32_t siren_info(struct siren_guard *guard,
  *
  * Call it with `buffer` NULL and `capacity` 0 to learn the length. A buffer that is too small is
  * `SIREN_INVALID_ARGUMENT`: `*length` is written, the buffer untouched. `length` must not be
- * NULL; `error` may be. Any thread.
+ * NULL, and neither must `buffer` with a `capacity`; `error` may be. Any thread.
  */
 int32_t siren_info_json(struct siren_guard *guard,
                         char *buffer,

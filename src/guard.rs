@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::Device;
 use rayon::prelude::*;
@@ -121,6 +122,29 @@ impl Guard {
     /// `NotFound`, `Io`, `InvalidModel`, `Unsupported`, `InvalidArgument`, `OutOfMemory`, and the
     /// hub's `Network`, `Unauthorized` and `Offline`.
     pub fn open(options: OpenOptions) -> Result<Self> {
+        let start = Instant::now();
+        let opened = Self::open_unlogged(options);
+        let took = start.elapsed();
+        match &opened {
+            Ok(guard) => {
+                let info = &guard.info;
+                log::info!(
+                    "opened {} in {took:.1?}: {}, {} of {} layers, {} on {}, {} threads",
+                    info.model_dir.display(),
+                    info.family.model_type(),
+                    info.layers_run,
+                    info.backbone_layers,
+                    info.dtype,
+                    info.device,
+                    info.threads
+                );
+            }
+            Err(error) => log::info!("not opened: {error} ({})", error.status().name()),
+        }
+        opened
+    }
+
+    fn open_unlogged(options: OpenOptions) -> Result<Self> {
         options.check()?;
         let device = device(&options.device)?;
         let precision = precision(options.dtype, &device)?;
@@ -157,6 +181,7 @@ impl Guard {
         let model_dir = crate::locate::model(options)?;
         let content = artifact::open(&model_dir, options.map)?;
         let backbone_dir = crate::locate::backbone(options, &model_dir, &content.base_model)?;
+        log::debug!("artifact {}, backbone {}", model_dir.display(), backbone_dir.display());
         let config = Config::read(&backbone_dir.join("config.json"))?;
         content.check_backbone(config.num_hidden_layers, config.hidden_size)?;
         let tokenizer = Tokenizer::open(&backbone_dir, config.vocab_size)?;
@@ -196,7 +221,14 @@ impl Guard {
             threads: pool.current_num_threads(),
             weight_bytes: decoder.bytes() + head.bytes(),
         };
-        let forward = Forward { decoder, selection, head, pool: pool.clone() };
+        let forward = Forward {
+            decoder,
+            selection,
+            head,
+            pool: pool.clone(),
+            #[cfg(feature = "planted-panics")]
+            fatal: tokenizer.encode(planted::IN_THE_WORKER, max_length)?.ids,
+        };
         Ok((forward, tokenizer, info))
     }
 
@@ -305,6 +337,11 @@ impl Guard {
 
     /// Input to token ids. A panic in here is that text's error.
     fn prepare(&self, input: Input<'_>) -> Result<text::Tokens> {
+        if input == (Input::Exchange { prompt: None, response: None }) {
+            return Err(Error::argument(
+                "text, prompt and response are all absent, expected one of them",
+            ));
+        }
         let limit = self.options.max_text_bytes;
         if input.len() > limit {
             return Err(Error::new(
@@ -312,7 +349,12 @@ impl Guard {
                 format!("the text has {} bytes, more than the limit of {limit}", input.len()),
             ));
         }
-        let run = || self.tokenizer.encode(&text::clean(&input.join()), self.info.max_length);
+        let run = || {
+            let text = input.join();
+            #[cfg(feature = "planted-panics")]
+            assert!(text != planted::WHILE_PREPARING, "{text}");
+            self.tokenizer.encode(&text::clean(&text), self.info.max_length)
+        };
         catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
             Err(Error::internal(format!(
                 "a panic while the text was prepared: {}",
@@ -338,11 +380,16 @@ struct Forward {
     selection: Selection,
     head: Head,
     pool: Arc<rayon::ThreadPool>,
+    /// Tokens of the text that panics.
+    #[cfg(feature = "planted-panics")]
+    fatal: Vec<u32>,
 }
 
 impl Engine for Forward {
     fn run(&self, texts: &[Arc<[u32]>]) -> Result<Vec<Result<f32>>> {
         self.pool.install(|| {
+            #[cfg(feature = "planted-panics")]
+            assert!(texts.iter().all(|text| **text != *self.fatal), "{}", planted::IN_THE_WORKER);
             let mut batch = Packed::default();
             for text in texts {
                 batch.push(text);
@@ -352,6 +399,13 @@ impl Engine for Forward {
             self.head.scores(pool.finish())
         })
     }
+}
+
+/// Texts that panic, so that the ABI's tests can watch what a panic does.
+#[cfg(feature = "planted-panics")]
+mod planted {
+    pub(super) const WHILE_PREPARING: &str = "siren: planted panic while preparing";
+    pub(super) const IN_THE_WORKER: &str = "siren: planted panic in the worker";
 }
 
 fn max_length(options: &OpenOptions, content: &Content, tokenizer: &Tokenizer) -> Result<usize> {

@@ -84,7 +84,7 @@ pub(super) fn insert(guard: Guard) -> Result<u64> {
 /// The guard of `handle`.
 ///
 /// # Errors
-/// `InvalidHandle`, `Forked`.
+/// `InvalidArgument` for NULL, `InvalidHandle`, `Forked`.
 pub(super) fn get(handle: u64) -> Result<Arc<Guard>> {
     let (table, generation, index) = parse(handle)?;
     let slots = table.slots.read().unwrap_or_else(PoisonError::into_inner);
@@ -98,7 +98,7 @@ pub(super) fn get(handle: u64) -> Result<Arc<Guard>> {
 /// Takes the guard of `handle` out of the table.
 ///
 /// # Errors
-/// `InvalidHandle`, `Forked`.
+/// `InvalidArgument` for NULL, `InvalidHandle`, `Forked`.
 pub(super) fn remove(handle: u64) -> Result<Arc<Guard>> {
     let (table, generation, index) = parse(handle)?;
     let mut slots = table.slots.write().unwrap_or_else(PoisonError::into_inner);
@@ -110,6 +110,9 @@ pub(super) fn remove(handle: u64) -> Result<Arc<Guard>> {
 }
 
 fn parse(handle: u64) -> Result<(&'static Table, u32, usize)> {
+    if handle == 0 {
+        return Err(Error::argument("guard is NULL"));
+    }
     if handle >> (SLOT_BITS + GENERATION_BITS + EPOCH_BITS) != GUARD_KIND {
         return Err(Error::new(Status::InvalidHandle, "this is not a guard's handle"));
     }

@@ -99,7 +99,7 @@ pub unsafe extern "C" fn siren_info(
 ///
 /// Call it with `buffer` NULL and `capacity` 0 to learn the length. A buffer that is too small is
 /// `SIREN_INVALID_ARGUMENT`: `*length` is written, the buffer untouched. `length` must not be
-/// NULL; `error` may be. Any thread.
+/// NULL, and neither must `buffer` with a `capacity`; `error` may be. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn siren_info_json(
     guard: *mut siren_guard,
@@ -113,13 +113,16 @@ pub unsafe extern "C" fn siren_info_json(
         if length.is_null() {
             return Err(Error::argument("length is NULL"));
         }
+        if buffer.is_null() && capacity != 0 {
+            return Err(Error::argument(format!("buffer is NULL with a capacity of {capacity}")));
+        }
         let json = guard.info().to_json().to_string();
         // SAFETY: not NULL, the caller's.
         unsafe { length.write_unaligned(json.len()) };
-        if buffer.is_null() && capacity == 0 {
+        if buffer.is_null() {
             return Ok(());
         }
-        if buffer.is_null() || capacity <= json.len() {
+        if capacity <= json.len() {
             return Err(Error::argument(format!(
                 "the buffer has {capacity} bytes, expected {} for the JSON and its NUL",
                 json.len() + 1
