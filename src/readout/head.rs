@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use crate::artifact::Layer;
 use crate::checkpoint::Values;
 use crate::error::{Error, Result, Status};
-use crate::kernels::{Linear, LinearLoader, Precision};
+use crate::kernels::{self, Linear, LinearLoader, Precision};
 
 /// Linear, ReLU, ..., Linear, softmax; in f32 on the CPU whatever the backbone runs in.
 pub(crate) struct Head {
@@ -46,7 +46,7 @@ impl Head {
         let mut x = Tensor::from_vec(features, (texts, self.inputs), &Device::Cpu)?;
         for (i, layer) in self.layers.iter().enumerate() {
             if i > 0 {
-                x = x.relu()?;
+                x = kernels::relu(x)?;
             }
             x = layer.forward(&x)?;
         }
