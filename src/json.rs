@@ -4,12 +4,14 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
+use std::io::Read;
 use std::path::Path;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// Configuration files are small; a larger one is an attack or a mistake.
 const MAX_JSON_BYTES: u64 = 64 << 20;
@@ -48,17 +50,24 @@ impl Document {
 
 /// The bytes of a JSON file of at most 64 MiB.
 pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let file = path.display();
-    let length = std::fs::metadata(path).map_err(|e| Error::io(&file, &e))?.len();
+    let (file, length) = sys::file::open_regular(path)?;
+    let mut bytes = Vec::new();
+    if length <= MAX_JSON_BYTES {
+        // A file that grows meanwhile is cut, and refused below.
+        file.take(MAX_JSON_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io(path.display(), &e))?;
+    }
+    let length = length.max(bytes.len() as u64);
     if length > MAX_JSON_BYTES {
         return Err(Error::model(
-            &file,
+            path.display(),
             "size",
             format!("{length} bytes"),
             format!("at most {MAX_JSON_BYTES} bytes"),
         ));
     }
-    std::fs::read(path).map_err(|e| Error::io(&file, &e))
+    Ok(bytes)
 }
 
 /// Checks that `bytes` are JSON without repeated keys, and builds nothing.
