@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokenizers::{Tokenizer as HfTokenizer, TruncationDirection};
 
 use crate::error::{Error, Result, panic_message};
-use crate::json::{self, Document};
+use crate::json::{self, Document, Node};
 
 const TOKENIZER_FILE: &str = "tokenizer.json";
 const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
@@ -53,7 +53,12 @@ impl Tokenizer {
         let file = path.display().to_string();
         refuse_left_truncation(&dir.join(TOKENIZER_CONFIG_FILE))?;
         let bytes = json::read_bytes(&path)?;
-        json::refuse_repeated_keys(&file, &bytes)?;
+        let splits_at_boundaries = {
+            let document = Document::parse(file.clone(), &bytes)?;
+            let root = document.root()?;
+            check_templates(&root)?;
+            splits_at_boundaries(root.value())
+        };
         let invalid = |found: String| Error::model(&file, "contents", found, "a usable tokenizer");
         let mut inner = guarded(|| HfTokenizer::from_bytes(&bytes))
             .map_err(|e| invalid(format!("what does not load: {e}")))?;
@@ -75,7 +80,6 @@ impl Tokenizer {
                 format!("less than the backbone's vocab_size ({vocab_size})"),
             ));
         }
-        let splits_at_boundaries = splits_at_boundaries(&inner, &bytes);
         Ok(Self { inner, prefix, suffix, splits_at_boundaries })
     }
 
@@ -150,6 +154,37 @@ fn refuse_left_truncation(path: &Path) -> Result<()> {
     }
 }
 
+/// Templates that would make the tokenizers crate panic (a second text, a special token without
+/// its ids), or that would repeat the text.
+fn check_templates(root: &Node<'_>) -> Result<()> {
+    let Some(processor) = root.get_non_null("post_processor")? else { return Ok(()) };
+    let steps = match processor.get("processors")? {
+        Some(steps) => steps.items()?,
+        None => vec![processor],
+    };
+    for step in steps {
+        let (Some(single), Some(known)) = (step.get("single")?, step.get("special_tokens")?) else {
+            continue;
+        };
+        let mut texts = 0;
+        for piece in single.items()? {
+            if let Some(text) = piece.get("Sequence")? {
+                texts += 1;
+                let id = text.require("id")?;
+                if id.string()? != "A" || texts > 1 {
+                    return Err(id.unexpected("the text \"A\", once"));
+                }
+            } else if let Some(token) = piece.get("SpecialToken")? {
+                let id = token.require("id")?;
+                if known.get(id.string()?)?.is_none() {
+                    return Err(id.unexpected("one of the template's special_tokens"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The ids that the post-processor puts before and after every text.
 fn special_tokens(tokenizer: &HfTokenizer) -> tokenizers::Result<(Vec<u32>, Vec<u32>)> {
     let around = |text: &str| -> tokenizers::Result<_> {
@@ -157,7 +192,7 @@ fn special_tokens(tokenizer: &HfTokenizer) -> tokenizers::Result<(Vec<u32>, Vec<
         let whole = tokenizer.encode_fast(text, true)?;
         let (plain, whole) = (plain.get_ids(), whole.get_ids());
         if plain.is_empty() {
-            return Err(format!("a vocabulary that has no token for {text:?}").into());
+            return Err(format!("no token for {text:?}").into());
         }
         let at = whole.windows(plain.len()).position(|window| window == plain);
         Ok(at.map(|at| (whole[..at].to_vec(), whole[at + plain.len()..].to_vec())))
@@ -172,8 +207,7 @@ fn special_tokens(tokenizer: &HfTokenizer) -> tokenizers::Result<(Vec<u32>, Vec<
 /// Whether this tokenizer is of a form for which splitting at a [`boundary`] is known to be exact:
 /// byte-level BPE behind one of [`WORD_PATTERNS`], at most NFC before it, and no added token that
 /// could reach over a boundary.
-fn splits_at_boundaries(tokenizer: &HfTokenizer, bytes: &[u8]) -> bool {
-    let Ok(file) = serde_json::from_slice::<Value>(bytes) else { return false };
+fn splits_at_boundaries(file: &Value) -> bool {
     let normalizer = &file["normalizer"];
     let plain_normalizer = normalizer.is_null() || normalizer["type"] == "NFC";
     let model = &file["model"];
@@ -181,11 +215,12 @@ fn splits_at_boundaries(tokenizer: &HfTokenizer, bytes: &[u8]) -> bool {
         && model["dropout"].as_f64().unwrap_or(0.0) == 0.0
         && model["continuing_subword_prefix"].as_str().unwrap_or("").is_empty()
         && model["end_of_word_suffix"].as_str().unwrap_or("").is_empty();
-    let plain_tokens = tokenizer.get_added_tokens_decoder().values().all(|token| {
-        !token.lstrip
-            && !token.rstrip
-            && !token.single_word
-            && !reaches_over_boundary(&token.content)
+    let plain_tokens = file["added_tokens"].as_array().into_iter().flatten().all(|token| {
+        let never = |key: &str| token[key] == false;
+        never("lstrip")
+            && never("rstrip")
+            && never("single_word")
+            && !token["content"].as_str().is_none_or(reaches_over_boundary)
     });
     plain_normalizer && plain_model && plain_tokens && splits_words(&file["pre_tokenizer"])
 }

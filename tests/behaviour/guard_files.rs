@@ -144,7 +144,12 @@ impl RawTensor {
         let mut at = 0;
         for tensor in tensors {
             let end = at + tensor.bytes.len();
-            entries.push(entry(&tensor.name, &tensor.dtype, &tensor.shape, [at as u64, end as u64]));
+            entries.push(entry(
+                &tensor.name,
+                &tensor.dtype,
+                &tensor.shape,
+                [at as u64, end as u64],
+            ));
             at = end;
         }
         let data: Vec<u8> = tensors.iter().flat_map(|t| t.bytes.iter().copied()).collect();

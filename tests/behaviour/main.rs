@@ -5,4 +5,6 @@ mod differential;
 mod guard_files;
 mod limits;
 mod own_process;
+#[path = "../parity/rule.rs"]
+mod rule;
 mod text;

@@ -1,6 +1,7 @@
 //! Tests that measure the whole process run in one of their own.
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 const MARK: &str = "SIREN_BEHAVIOUR_CHILD";
 
@@ -37,22 +38,41 @@ pub fn measured(what: impl std::fmt::Display) {
     println!("measured: {what}");
 }
 
-/// The most memory that this process has held, in MiB; `None` where the system does not tell.
-pub fn peak_mib() -> Option<u64> {
-    status_mib("VmHWM:")
+/// What a piece of work took.
+pub struct Cost {
+    pub wall: Duration,
+    /// Processor time, in seconds: what is left when others use the machine too.
+    pub cpu: f64,
+    /// MiB by which the process's peak of memory rose.
+    pub mib: u64,
 }
 
-fn status_mib(field: &str) -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? / 1024)
+impl std::fmt::Display for Cost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { wall, cpu, mib } = self;
+        write!(f, "{:.2} s, {cpu:.2} s of CPU, {mib} MiB more", wall.as_secs_f64())
+    }
 }
 
-/// MiB by which `body` raised the process's peak.
-pub fn peak_growth_mib(body: impl FnOnce()) -> u64 {
+/// Runs `body` and tells what it took; CPU and memory are 0 where the system does not tell.
+pub fn cost(body: impl FnOnce()) -> Cost {
     // Linux starts the peak anew from what is resident now.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
-    let before = peak_mib().unwrap_or(0);
+    let (peak, cpu, start) = (peak_mib(), cpu_seconds(), Instant::now());
     body();
-    peak_mib().unwrap_or(0) - before
+    Cost { wall: start.elapsed(), cpu: cpu_seconds() - cpu, mib: peak_mib().saturating_sub(peak) }
+}
+
+fn peak_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
+}
+
+/// Time of all threads, from ticks of a hundredth of a second.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
