@@ -25,7 +25,6 @@ fn what_is_joined_scores_as_the_text_that_it_makes() {
         (Some(p), Some(""), p),
         (None, Some(r), r),
         (Some(""), Some(r), r),
-        (None, None, ""),
         (Some(""), Some(""), ""),
         // White space is text: it is joined, and cleaned with the rest.
         (Some(p), Some(" "), p),
@@ -41,6 +40,9 @@ fn what_is_joined_scores_as_the_text_that_it_makes() {
             .map(|input| guard.score(input, None).unwrap());
         assert_eq!(found, expected, "{prompt:?} {response:?}");
     }
+    let error = guard.score(exchange(None, None), None).unwrap_err();
+    assert_eq!(error.status(), Status::InvalidArgument);
+    assert!(error.message().contains("prompt and response are all absent"), "{error}");
     // The join is a newline, and it shows.
     let other = guard.score(Input::Text(&joined.replace('\n', " ")), None).unwrap();
     assert_ne!(guard.score(exchange(Some(p), Some(r)), None).unwrap().score, other.score);
