@@ -277,7 +277,7 @@ fn a_line_is_answered_before_the_next_is_sent() {
 #[test]
 fn bad_usage_exits_with_2() {
     #[rustfmt::skip]
-    let cases: [&[&str]; 14] = [
+    let cases: [&[&str]; 15] = [
         &[],
         &["unknown"],
         &["score", "--unknown", "x"],
@@ -289,6 +289,7 @@ fn bad_usage_exits_with_2() {
         &["score", "--threads", "0", "x"],
         &["score", "--max-length", "0", "x"],
         &["score", "--jsonl", "text"],
+        &["score", "--strict"],
         &["score", "--strict", "text"],
         &["bench", "--tokens", "0"],
         &["completions", "cmd.exe"],
