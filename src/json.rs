@@ -258,6 +258,16 @@ mod tests {
         assert!(document.root().unwrap().require("z").is_err());
     }
 
+    /// A threshold is compared with a score bit by bit.
+    #[test]
+    fn numbers_are_read_to_the_last_bit() {
+        for number in [0.013648679479956629, 0.1, 0.35, 5e-324, f64::from(f32::MAX)] {
+            let document = parse(&format!(r#"{{"a":{number:?}}}"#)).unwrap();
+            let found = document.root().unwrap().require("a").unwrap().number(0.0, 1e39).unwrap();
+            assert_eq!(found.to_bits(), number.to_bits(), "{number:?}");
+        }
+    }
+
     #[test]
     fn numbers_out_of_range_are_refused() {
         assert!(parse(r#"{"a":1e400}"#).is_err());
