@@ -1,0 +1,39 @@
+#!/bin/sh
+# The sweep and the threads under AddressSanitizer, library included. Needs clang or gcc.
+#
+#   tests/abi/asan.sh
+#
+# Builds the static library anew, without the hub, into a target directory of its own.
+set -eu
+
+cd "$(dirname "$0")/../.."
+target=x86_64-unknown-linux-gnu
+built=${CARGO_TARGET_DIR:-target}/asan
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+if command -v clang > /dev/null; then
+    compiler=clang
+elif command -v gcc > /dev/null; then
+    compiler=gcc
+else
+    echo "SKIPPED: asan.sh: neither clang nor gcc is installed" >&2
+    exit 0
+fi
+
+# RUSTC_BOOTSTRAP lets the stable compiler take -Z.
+RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR="$built" \
+    cargo rustc --locked --package libsiren --lib --crate-type staticlib \
+    --no-default-features --target $target
+
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+for program in sweep threads; do
+    $compiler -std=c99 -g -O1 -Wall -Wextra -Werror -fsanitize=address -fno-omit-frame-pointer \
+        -Iinclude -Itests/abi "tests/abi/$program.c" -o "$work/$program" \
+        "$built/$target/debug/libsiren.a" -lgcc_s -lpthread -lm -ldl
+done
+ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1
+export ASAN_OPTIONS
+"$work/sweep" models/demo "$version"
+"$work/threads" models/demo
+echo "ok: no error under AddressSanitizer ($compiler)"
