@@ -154,6 +154,12 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Every tensor's name and shape.
+    #[cfg(fuzzing)]
+    pub(crate) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.tensors.iter().map(|(name, entry)| (name.as_str(), entry.shape.as_slice()))
+    }
+
     /// The first file's name, for errors about the whole.
     pub(crate) fn file(&self) -> &str {
         self.shards.first().map_or("checkpoint", |shard| &shard.file)
