@@ -45,7 +45,7 @@ install-test:         ## Install into an empty prefix, and build against it
 	tests/abi/install.sh
 
 asan:                 ## The C programs under AddressSanitizer
-	scripts/asan.sh
+	tests/abi/asan.sh
 
 fuzz:                 ## Fuzz every target, FUZZ_SECONDS in all
 	scripts/fuzz.sh $(FUZZ_SECONDS)
