@@ -13,9 +13,8 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 
 /// Bytes of text that are tokenised at first for each token that may be kept.
-const WINDOW_BYTES_PER_TOKEN: usize = 8;
-/// Fuzzing cuts short texts too.
-const MIN_WINDOW_BYTES: usize = if cfg!(fuzzing) { 8 } else { 4096 };
+const WINDOW_BYTES_PER_TOKEN: usize = if cfg!(fuzzing) { 1 } else { 8 };
+const MIN_WINDOW_BYTES: usize = if cfg!(fuzzing) { 1 } else { 4096 };
 
 /// Patterns of byte-level BPE pre-tokenisers that split before a blank or a stop between letters,
 /// whatever stands further right: GPT-2's own, Qwen2 and 3's, and Llama 3's.
@@ -171,9 +170,14 @@ fn splits_at_boundaries(tokenizer: &HfTokenizer, bytes: &[u8]) -> bool {
         !token.lstrip
             && !token.rstrip
             && !token.single_word
-            && boundary(&token.content, 0).is_none()
+            && !reaches_over_boundary(&token.content)
     });
     plain_normalizer && plain_model && plain_tokens && splits_words(&file["pre_tokenizer"])
+}
+
+/// Whether a boundary can lie inside an added token, if only before the blank or stop at its end.
+fn reaches_over_boundary(content: &str) -> bool {
+    boundary(&format!("{content}a"), 0).is_some()
 }
 
 fn splits_words(pre_tokenizer: &Value) -> bool {
@@ -232,6 +236,16 @@ fn is_plain_letter(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_added_token_that_ends_between_words_is_noticed() {
+        for content in ["do.", "a ", "x,", "a b", "好。"] {
+            assert!(reaches_over_boundary(content), "{content:?}");
+        }
+        for content in ["<|im_start|>", "</think>", "word", " word", "."] {
+            assert!(!reaches_over_boundary(content), "{content:?}");
+        }
+    }
 
     #[test]
     fn boundaries_stand_before_a_blank_between_letters() {
