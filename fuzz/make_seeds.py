@@ -64,13 +64,18 @@ def text():
     source = (ROOT.parent / "src/text/clean.rs").read_text()
     listed = source[source.index("MARKERS: [") :].split("];")[0]
     markers = [line.strip().strip('",') for line in listed.splitlines()[1:]]
-    seed("text", "markers", b"\x10", "a".join(markers).encode())
-    seed("text", "markers-in-markers", b"\x21", b"<|im_<s>start|> <<s>SYS>> [[INST]INST] < s > <|s|></s>")
-    seed("text", "blanks", b"\x08", "\x1c a \t b\n\n\n\nc\r\n\r\n\n \n\nd\u00a0\u3000\u200b\ufeff\x1f".encode())
-    seed("text", "words", b"\x06", b"Don't stop, it's 12345 words. How do I bake bread in an oven at 230 C?")
-    seed("text", "words-llama", b"\x07", b"Don't stop, it's 12345 words. <|python_tag|> How do I bake bread?")
-    seed("text", "scripts", b"\x14", "你好，世界。한국어 텍스트 e\u0301 \u1112\u1161\u11ab नमस्ते 👩‍👩‍👧 <think>".encode())
-    seed("text", "not-utf-8", b"\x05", b"a\xff b\xc3 \xe2\x82 c")
+    # choice % 3 is the tokenizer, choice / 3 + 1 the length.
+    choice = lambda tokenizer, length: bytes([tokenizer + 3 * (length - 1)])
+    seed("text", "markers", choice(0, 6), "a".join(markers).encode())
+    seed("text", "markers-in-markers", choice(1, 12), b"<|im_<s>start|> <<s>SYS>> [[INST]INST] < s > <|s|></s>")
+    seed("text", "blanks", choice(0, 3), "\x1c a \t b\n\n\n\nc\r\n\r\n\n \n\nd\u00a0\u3000\u200b\ufeff\x1f".encode())
+    words = b"Don't stop, it's 12345 words. <|python_tag|> How do I bake bread in an oven at 230 C?"
+    for tokenizer in range(3):
+        seed("text", f"words-{tokenizer}", choice(tokenizer, 4), words)
+    seed("text", "added-tokens", choice(2, 3), b"what I do.it is to do.this and a bit more. Why do.I ask a question")
+    seed("text", "added-token-over-a-boundary", choice(2, 3), b"\0a a a")
+    seed("text", "scripts", choice(0, 7), "你好，世界。한국어 텍스트 e\u0301 \u1112\u1161\u11ab नमस्ते 👩‍👩‍👧 <think>".encode())
+    seed("text", "not-utf-8", choice(1, 2), b"a\xff b\xc3 \xe2\x82 c")
 
 
 EXACT = b"\0"          # Memory::new: the library's own struct_size

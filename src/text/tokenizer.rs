@@ -13,9 +13,8 @@ const TOKENIZER_FILE: &str = "tokenizer.json";
 const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 
 /// Bytes of text that are tokenised at first for each token that may be kept.
-const WINDOW_BYTES_PER_TOKEN: usize = 8;
-/// Fuzzing cuts short texts too.
-const MIN_WINDOW_BYTES: usize = if cfg!(fuzzing) { 8 } else { 4096 };
+const WINDOW_BYTES_PER_TOKEN: usize = if cfg!(fuzzing) { 1 } else { 8 };
+const MIN_WINDOW_BYTES: usize = if cfg!(fuzzing) { 1 } else { 4096 };
 
 /// Patterns of byte-level BPE pre-tokenisers that split before a blank or a stop between letters,
 /// whatever stands further right: GPT-2's own, Qwen2 and 3's, and Llama 3's.
@@ -295,6 +294,16 @@ mod tests {
 
     use super::*;
     use crate::text::{Input, clean};
+
+    #[test]
+    fn an_added_token_that_ends_between_words_is_noticed() {
+        for content in ["do.", "a ", "x,", "a b", "好。"] {
+            assert!(reaches_over_boundary(content), "{content:?}");
+        }
+        for content in ["<|im_start|>", "</think>", "word", " word", "."] {
+            assert!(!reaches_over_boundary(content), "{content:?}");
+        }
+    }
 
     #[test]
     fn boundaries_stand_before_a_blank_between_letters() {
