@@ -301,7 +301,7 @@ fn a_file_that_may_not_be_read() {
     for file in [CONFIG, HEAD, BACKBONE_CONFIG, BACKBONE, TOKENIZER, TOKENIZER_CONFIG] {
         let files = GuardFiles::fixture(WHOLE);
         let path = files.path(file);
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
         if std::fs::read(&path).is_ok() {
             own_process::measured("skipped: this user (root?) reads every file");
             return;
@@ -570,7 +570,7 @@ fn the_index_of_shards() {
     invalid(SHARDED, INDEX, words, |files| {
         files.json(INDEX, |index| {
             let map = index["weight_map"].as_object_mut().unwrap();
-            let other = map.values().last().unwrap().clone();
+            let other = map.values().next_back().unwrap().clone();
             *map.values_mut().next().unwrap() = other;
         });
     });
