@@ -2,7 +2,7 @@
 
 use siren::{Error, Guard, Input, OpenOptions, Score, Status};
 
-use crate::guard_files::{GuardFiles, repository};
+use crate::guard_files::{CONFIG, GuardFiles, repository};
 
 fn demo() -> Guard {
     let files = repository("models/demo").display().to_string();
@@ -94,9 +94,14 @@ fn the_artifacts_own_threshold_counts() {
     let guard = files.open().unwrap();
     assert_eq!(guard.info().default_threshold, 0.25);
     assert_eq!(guard.score(Input::Text("x"), None).unwrap().threshold, 0.25);
-    // A score is an f32, widened: its threshold is found again exactly.
-    let score = guard.score(Input::Text("x"), None).unwrap().score;
-    assert_eq!(f64::from(score as f32), score);
+    // A score is an f32, widened; the file's threshold is read to the last bit.
+    for text in ["x", "y", "some words", "7"] {
+        let score = guard.score(Input::Text(text), None).unwrap().score;
+        assert_eq!(f64::from(score as f32), score);
+        files.set(CONFIG, "/inference/default_threshold", Some(score.into()));
+        let found = files.open().unwrap().score(Input::Text(text), None).unwrap();
+        assert!(found.is_harmful && found.threshold == score, "{score}");
+    }
 }
 
 #[test]
