@@ -337,6 +337,11 @@ impl Guard {
 
     /// Input to token ids. A panic in here is that text's error.
     fn prepare(&self, input: Input<'_>) -> Result<text::Tokens> {
+        if input == (Input::Exchange { prompt: None, response: None }) {
+            return Err(Error::argument(
+                "text, prompt and response are all absent, expected one of them",
+            ));
+        }
         let limit = self.options.max_text_bytes;
         if input.len() > limit {
             return Err(Error::new(

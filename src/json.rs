@@ -1,15 +1,15 @@
 //! Strict JSON for model files: duplicate keys are refused, and every error names the file,
 //! the field, what was found and what was expected.
 
-use std::borrow::Cow;
-use std::collections::HashSet;
 use std::fmt;
+use std::io::Read;
 use std::path::Path;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// Configuration files are small; a larger one is an attack or a mistake.
 const MAX_JSON_BYTES: u64 = 64 << 20;
@@ -48,75 +48,24 @@ impl Document {
 
 /// The bytes of a JSON file of at most 64 MiB.
 pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let file = path.display();
-    let length = std::fs::metadata(path).map_err(|e| Error::io(&file, &e))?.len();
+    let (file, length) = sys::file::open_regular(path)?;
+    let mut bytes = Vec::new();
+    if length <= MAX_JSON_BYTES {
+        // A file that grows meanwhile is cut, and refused below.
+        file.take(MAX_JSON_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io(path.display(), &e))?;
+    }
+    let length = length.max(bytes.len() as u64);
     if length > MAX_JSON_BYTES {
         return Err(Error::model(
-            &file,
+            path.display(),
             "size",
             format!("{length} bytes"),
             format!("at most {MAX_JSON_BYTES} bytes"),
         ));
     }
-    std::fs::read(path).map_err(|e| Error::io(&file, &e))
-}
-
-/// Checks that `bytes` are JSON without repeated keys, and builds nothing.
-pub(crate) fn refuse_repeated_keys(file: &str, bytes: &[u8]) -> Result<()> {
-    serde_json::from_slice::<Unrepeated>(bytes)
-        .map(|Unrepeated| ())
-        .map_err(|e| Error::model(file, "contents", e, "valid JSON without repeated keys"))
-}
-
-/// Any value whose objects have no repeated keys, read and forgotten.
-struct Unrepeated;
-
-impl<'de> Deserialize<'de> for Unrepeated {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(UnrepeatedVisitor)
-    }
-}
-
-struct UnrepeatedVisitor;
-
-impl<'de> Visitor<'de> for UnrepeatedVisitor {
-    type Value = Unrepeated;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-    fn visit_unit<E>(self) -> Result<Unrepeated, E> {
-        Ok(Unrepeated)
-    }
-    fn visit_bool<E>(self, _: bool) -> Result<Unrepeated, E> {
-        Ok(Unrepeated)
-    }
-    fn visit_i64<E>(self, _: i64) -> Result<Unrepeated, E> {
-        Ok(Unrepeated)
-    }
-    fn visit_u64<E>(self, _: u64) -> Result<Unrepeated, E> {
-        Ok(Unrepeated)
-    }
-    fn visit_f64<E>(self, _: f64) -> Result<Unrepeated, E> {
-        Ok(Unrepeated)
-    }
-    fn visit_str<E>(self, _: &str) -> Result<Unrepeated, E> {
-        Ok(Unrepeated)
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Unrepeated, A::Error> {
-        while access.next_element::<Unrepeated>()?.is_some() {}
-        Ok(Unrepeated)
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Unrepeated, A::Error> {
-        let mut keys = HashSet::new();
-        while let Some((key, Unrepeated)) = access.next_entry::<Cow<'de, str>, Unrepeated>()? {
-            if keys.contains(&key) {
-                return Err(de::Error::custom(format!("key {key:?} occurs twice")));
-            }
-            keys.insert(key);
-        }
-        Ok(Unrepeated)
-    }
+    Ok(bytes)
 }
 
 /// A `Value` whose objects have no repeated keys.
@@ -194,6 +143,10 @@ impl<'a> Node<'a> {
     /// As [`Node::invalid`], with this place's own value as what was found.
     pub(crate) fn unexpected(&self, expected: impl fmt::Display) -> Error {
         self.invalid(shown(self.value), expected)
+    }
+
+    pub(crate) fn value(&self) -> &'a Value {
+        self.value
     }
 
     fn child(&self, key: &str, value: &'a Value) -> Self {
@@ -285,15 +238,11 @@ mod tests {
     #[test]
     fn repeated_keys_are_refused_at_any_depth() {
         for text in [r#"{"a":1,"a":2}"#, r#"{"x":[{"a":1,"b":0,"a":1}]}"#] {
-            for error in [
-                parse(text).unwrap_err(),
-                refuse_repeated_keys("c.json", text.as_bytes()).unwrap_err(),
-            ] {
-                let message = error.message();
-                assert!(message.contains("c.json") && message.contains("\"a\" occurs twice"));
-            }
+            let error = parse(text).unwrap_err();
+            let message = error.message();
+            assert!(message.contains("c.json") && message.contains("\"a\" occurs twice"));
         }
-        refuse_repeated_keys("c.json", br#"{"a":{"a":[{"a":null}]}}"#).unwrap();
+        parse(r#"{"a":{"a":[{"a":null}]}}"#).unwrap();
     }
 
     #[test]
@@ -307,6 +256,16 @@ mod tests {
             r#"c.json: a.b[1]: found "x", expected a whole number from 0 to 9"#
         );
         assert!(document.root().unwrap().require("z").is_err());
+    }
+
+    /// A threshold is compared with a score bit by bit.
+    #[test]
+    fn numbers_are_read_to_the_last_bit() {
+        for number in [0.013648679479956629, 0.1, 0.35, 5e-324, f64::from(f32::MAX)] {
+            let document = parse(&format!(r#"{{"a":{number:?}}}"#)).unwrap();
+            let found = document.root().unwrap().require("a").unwrap().number(0.0, 1e39).unwrap();
+            assert_eq!(found.to_bits(), number.to_bits(), "{number:?}");
+        }
     }
 
     #[test]

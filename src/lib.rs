@@ -18,6 +18,9 @@ mod backbone;
 mod checkpoint;
 mod error;
 pub mod ffi;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod guard;
 pub mod hub;
 mod inspect;

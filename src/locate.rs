@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::artifact::{self, BaseModel};
 use crate::error::{Error, Result, Status};
-use crate::hub::{self, Repo};
+use crate::hub::{self, Repo, Source};
 use crate::options::OpenOptions;
 use crate::sys;
 
@@ -69,18 +69,10 @@ pub(crate) fn local_backbone(
 }
 
 fn directory_or(name: &str, fetch: impl FnOnce(&Repo) -> Result<PathBuf>) -> Result<PathBuf> {
-    let path = Path::new(name);
-    if path.is_dir() {
-        return Ok(path.to_owned());
+    match Source::parse(name)? {
+        Source::Dir(dir) => Ok(dir),
+        Source::Repo(repo) => fetch(&repo),
     }
-    // What can only be a path is not looked for on a hub.
-    if path.is_absolute() || name.starts_with('.') || name.ends_with('/') {
-        return Err(Error::new(Status::NotFound, format!("{name}: no such directory")));
-    }
-    let repo: Repo = name.parse().map_err(|e: Error| {
-        Error::argument(format!("{name}: no such directory, and no repository: {e}"))
-    })?;
-    fetch(&repo)
 }
 
 /// The demo guard, from `SIREN_DATA_DIR`, an installation or the source tree.

@@ -107,7 +107,7 @@ pub struct ScoreArgs {
     #[arg(long, conflicts_with = "texts")]
     pub jsonl: bool,
     /// With --jsonl: exit with 1 when any line failed
-    #[arg(long, requires = "jsonl")]
+    #[arg(long, requires = "jsonl", conflicts_with = "texts")]
     pub strict: bool,
     /// Texts to score; none: one text, from standard input
     #[arg(value_name = "TEXT")]

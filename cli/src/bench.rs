@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use serde_json::json;
-use siren::{Error, Guard, Input, OpenOptions, Result};
+use siren::{Error, Guard, Input, OpenOptions, Result, Score};
 
 use crate::args::BenchArgs;
 use crate::output::Outcome;
@@ -18,6 +18,7 @@ pub fn run(args: &BenchArgs) -> Outcome {
     let options = OpenOptions { max_length: longest(args), ..args.model.options() };
     let guard = Guard::open(options)?;
     let load_ms = milliseconds(start);
+    let (open_rss_mb, open_peak_rss_mb) = (memory("VmRSS"), memory("VmHWM"));
     let texts = args
         .tokens
         .iter()
@@ -25,13 +26,11 @@ pub fn run(args: &BenchArgs) -> Outcome {
         .collect::<Result<Vec<_>>>()?;
     let batch: Vec<Input<'_>> =
         (0..args.batch as usize).map(|i| Input::Text(&texts[i % texts.len()])).collect();
-    let first_ms = timed(&guard, &batch)?.0;
+    let (first_ms, scores) = timed(&guard, &batch)?;
+    let tokens: usize = scores.iter().map(|score| score.tokens).sum();
     let mut runs = Vec::new();
-    let mut tokens = 0;
     for _ in 0..args.repeat {
-        let (ms, ran) = timed(&guard, &batch)?;
-        runs.push(ms);
-        tokens = ran;
+        runs.push(timed(&guard, &batch)?.0);
     }
     runs.sort_by(f64::total_cmp);
     let median_ms = (runs[(runs.len() - 1) / 2] + runs[runs.len() / 2]) / 2.0;
@@ -45,7 +44,10 @@ pub fn run(args: &BenchArgs) -> Outcome {
         "tokens": tokens,
         "batch": args.batch,
         "repeat": args.repeat,
+        "scores": scores.iter().map(|score| score.score).collect::<Vec<_>>(),
         "load_ms": load_ms,
+        "open_rss_mb": open_rss_mb,
+        "open_peak_rss_mb": open_peak_rss_mb,
         "rss_mb": memory("VmRSS"),
         "peak_rss_mb": memory("VmHWM"),
         "weight_mb": info.weight_bytes as f64 / 1e6,
@@ -101,16 +103,12 @@ fn text(guard: &Guard, tokens: usize) -> Result<String> {
     Err(Error::argument(format!("no text of {tokens} tokens could be made")))
 }
 
-/// Milliseconds of one call, and the tokens that ran.
-fn timed(guard: &Guard, batch: &[Input<'_>]) -> Result<(f64, usize)> {
+/// Milliseconds of one call, and its scores.
+fn timed(guard: &Guard, batch: &[Input<'_>]) -> Result<(f64, Vec<Score>)> {
     let start = Instant::now();
     let results = guard.score_batch(batch, None)?;
     let ms = milliseconds(start);
-    let mut tokens = 0;
-    for result in results {
-        tokens += result?.tokens;
-    }
-    Ok((ms, tokens))
+    Ok((ms, results.into_iter().collect::<Result<_>>()?))
 }
 
 fn milliseconds(since: Instant) -> f64 {

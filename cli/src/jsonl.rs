@@ -96,9 +96,9 @@ fn content(object: &serde_json::Map<String, Value>) -> Result<Content> {
         (Some(_), ..) => Err(Error::argument(
             "\"text\" stands together with \"prompt\" or \"response\", expected one or the other",
         )),
-        (None, None, None) => Err(Error::argument(
-            "the line has none of \"text\", \"prompt\" and \"response\"",
-        )),
+        (None, None, None) => {
+            Err(Error::argument("the line has none of \"text\", \"prompt\" and \"response\""))
+        }
         (None, prompt, response) => Ok(Content::Exchange { prompt, response }),
     }
 }
@@ -123,9 +123,9 @@ fn score(
     Ok(requests
         .iter()
         .map(|request| match &request.content {
-            Ok(_) => scores
-                .next()
-                .unwrap_or_else(|| Err(Error::internal("a line without a result"))),
+            Ok(_) => {
+                scores.next().unwrap_or_else(|| Err(Error::internal("a line without a result")))
+            }
             Err(error) => Err(error.clone()),
         })
         .collect())

@@ -9,11 +9,13 @@ mod progress;
 mod pull;
 mod score;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
+use output::Outcome;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -22,10 +24,15 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Bench(args) => bench::run(&args),
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "siren", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Completions { shell } => completions(shell),
     };
     result.unwrap_or_else(output::fail)
+}
+
+fn completions(shell: clap_complete::Shell) -> Outcome {
+    // Into memory first: clap panics when the writer fails.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "siren", &mut script);
+    std::io::stdout().write_all(&script)?;
+    Ok(ExitCode::SUCCESS)
 }

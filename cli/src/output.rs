@@ -58,11 +58,8 @@ pub fn size(bytes: u64) -> String {
 
 /// A text on one line, cut to `width` characters.
 pub fn excerpt(text: &str, width: usize) -> String {
-    let mut line: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(width + 1)
-        .collect();
+    let mut line: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(width + 1).collect();
     if line.chars().count() > width {
         line.pop();
         line.push('…');

@@ -109,7 +109,12 @@ impl Decoder {
         };
         let last = *observed.layers.last().ok_or_else(|| Error::internal("nothing observed"))?;
         let blocks = (0..=last)
-            .map(|layer| loader.block(&config, &root.pp("layers").pp(layer)))
+            .map(|layer| {
+                let block = loader.block(&config, &root.pp("layers").pp(layer));
+                // Else the mapped file would stand in memory beside its packed copy at the end.
+                checkpoint.release_pages();
+                block
+            })
             .collect::<Result<Vec<_>>>()?;
         let norm = (observed.site == Site::Residual && last + 1 == config.num_hidden_layers)
             .then(|| loader.vector(&root, "norm.weight", config.hidden_size))
@@ -161,13 +166,13 @@ impl Decoder {
             let qkv = block.qkv.forward(&normed)?;
             let qkv = kernels::norm_and_rotate(qkv, &cos, &sin, block.head_norms.as_ref(), heads)?;
             let attended = kernels::attention(&qkv, &batch.spans, heads)?;
-            x = (x + block.output.forward(&attended)?)?;
+            x = kernels::add(x, &block.output.forward(&attended)?)?;
             let mlp = block.mlp(&x, eps)?;
             let is_observed = self.observed.layers.binary_search(&layer).is_ok();
             if is_observed && self.observed.site == Site::Mlp {
                 observe(layer, &mlp)?;
             }
-            x = (x + mlp)?;
+            x = kernels::add(x, &mlp)?;
             if is_observed && self.observed.site == Site::Residual {
                 match &self.norm {
                     Some(norm) if layer + 1 == self.config.num_hidden_layers => {

@@ -4,10 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 use super::error::{self, siren_error};
+use super::version::SIREN_OK;
 use crate::error::{Error, Result, panic_message};
-
-/// The status of success.
-pub(super) const OK: i32 = super::version::SIREN_OK;
 
 /// Runs `body`; its error or panic becomes the returned status, and the text of it is written to
 /// `out`, which may be NULL.
@@ -20,7 +18,7 @@ pub(super) fn enter(out: *mut siren_error, body: impl FnOnce() -> Result<()>) ->
         })
     });
     match result {
-        Ok(()) => OK,
+        Ok(()) => SIREN_OK,
         Err(e) => {
             error::write(out, &e);
             e.status() as i32

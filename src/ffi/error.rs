@@ -3,8 +3,8 @@
 use std::ffi::c_char;
 use std::mem::size_of;
 
-use super::structs::{self, AbiStruct};
 use super::boundary;
+use super::structs::{self, AbiStruct};
 use crate::error::{Error, Result};
 
 /// Bytes of `siren_error.message`, its closing NUL included.

@@ -27,7 +27,7 @@ pub use options::{
     siren_open_options, siren_open_options_init, siren_progress_callback, siren_text,
 };
 pub use score::{
-    siren_input, siren_input_init, siren_result, siren_result_init, siren_score,
-    siren_score_batch, siren_score_options, siren_score_options_init,
+    siren_input, siren_input_init, siren_result, siren_result_init, siren_score, siren_score_batch,
+    siren_score_options, siren_score_options_init,
 };
 pub use version::{siren_abi_version, siren_status_name, siren_version};

@@ -4,6 +4,7 @@ use super::error::{self, siren_error};
 use super::guard::siren_guard;
 use super::options::{self, siren_text};
 use super::structs::{self, AbiStruct, flag};
+use super::version::SIREN_OK;
 use super::{boundary, handle};
 use crate::error::{Error, Result, Status};
 use crate::guard::{Guard, Score};
@@ -279,7 +280,7 @@ unsafe fn safe_input<'a>(input: &'a siren_input, guard: &Guard) -> Result<Input<
 fn result_of(score: &Score) -> siren_result {
     siren_result {
         struct_size: size_of::<siren_result>() as u32,
-        status: boundary::OK,
+        status: SIREN_OK,
         score: score.score,
         threshold: score.threshold,
         is_harmful: score.is_harmful.into(),

@@ -54,8 +54,7 @@ pub(super) unsafe fn read<T: AbiStruct>(pointer: *const T) -> Result<T> {
         std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), value.as_mut_ptr().cast(), known);
     }
     // SAFETY: `size` bytes are readable at `pointer`, and `known` is at most `size`.
-    let tail =
-        unsafe { std::slice::from_raw_parts(pointer.cast::<u8>().add(known), size - known) };
+    let tail = unsafe { std::slice::from_raw_parts(pointer.cast::<u8>().add(known), size - known) };
     if tail.iter().any(|&byte| byte != 0) {
         return Err(Error::argument(format!(
             "{} sets options that this version of the library does not have",

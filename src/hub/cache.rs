@@ -1,5 +1,6 @@
 //! The cache on disk, as the Python tools lay it out: blobs under the name of their entity tag,
-//! snapshots (one directory a commit) of links to them, and refs from branch names to commits.
+//! snapshots (one directory a commit) of links to them, and refs from branch names to commits. The
+//! paths are those of hf-hub; what it does not have (locks, absent files, writing by rename) is here.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,6 +11,7 @@ use crate::error::{Error, Result};
 
 /// The part of the cache that belongs to one repository.
 pub(super) struct Cache {
+    layout: hf_hub::CacheRepo,
     repo: PathBuf,
     locks: PathBuf,
 }
@@ -17,8 +19,13 @@ pub(super) struct Cache {
 impl Cache {
     /// Of the repository `id`, which was checked to be a plain name or two.
     pub(super) fn new(cache_dir: &Path, id: &str) -> Self {
-        let folder = format!("models--{}", id.replace('/', "--"));
-        Self { locks: cache_dir.join(".locks").join(&folder), repo: cache_dir.join(folder) }
+        let repo = hf_hub::Repo::model(id.to_owned());
+        let folder = repo.folder_name();
+        Self {
+            layout: hf_hub::Cache::new(cache_dir.to_owned()).repo(repo),
+            locks: cache_dir.join(".locks").join(&folder),
+            repo: cache_dir.join(folder),
+        }
     }
 
     /// The repository's own directory.
@@ -32,7 +39,7 @@ impl Cache {
     }
 
     fn snapshot_path(&self, commit: &str, name: &str) -> PathBuf {
-        self.repo.join("snapshots").join(commit).join(name)
+        self.layout.pointer_path(commit).join(name)
     }
 
     /// The commit that `revision` named when it was last looked up.

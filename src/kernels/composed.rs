@@ -136,6 +136,18 @@ mod tests {
     }
 
     #[test]
+    fn sums_and_relu_in_place_equal_candles_operations() {
+        for rows in [1, 40, 600] {
+            let (x, y) = (random(rows, 130), random(rows, 130));
+            let plain = (&x + &y).unwrap();
+            assert_eq!(worst(&super::super::add(x.copy().unwrap(), &y).unwrap(), &plain), 0.0);
+            let plain = x.relu().unwrap();
+            assert_eq!(worst(&super::super::relu(x).unwrap(), &plain), 0.0);
+        }
+        assert!(super::super::add(random(2, 3), &random(3, 3)).is_err());
+    }
+
+    #[test]
     fn fused_rotation_equals_candles_operations() {
         let tokens = 37;
         let qkv = random(tokens, HEADS.qkv());

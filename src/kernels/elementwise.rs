@@ -1,13 +1,17 @@
-//! RMSNorm, SwiGLU and the head norm with rotation, on the CPU.
+//! RMSNorm, SwiGLU, the head norm with rotation, sums and ReLU, on the CPU.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, InplaceOp1, Layout, Result, Shape};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, InplaceOp1, InplaceOp2, Layout, Result, Shape,
+};
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::{Heads, math, values};
+use super::{Heads, math, values, values_mut};
 
 /// Rows a task works on: enough to be worth the hand-over, few enough to share out.
 const ROWS_PER_TASK: usize = 16;
+/// Elements a task works on where rows do not matter.
+const ELEMENTS_PER_TASK: usize = 16 << 10;
 /// Partial sums of a row, added up in a fixed order.
 const LANES: usize = 16;
 
@@ -102,6 +106,53 @@ fn silu_mul_rows(x: &[f32], half: usize, out: &mut [f32]) {
     }
 }
 
+pub(super) struct Add;
+
+impl InplaceOp2 for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &mut CpuStorage,
+        x_layout: &Layout,
+        y: &CpuStorage,
+        y_layout: &Layout,
+    ) -> Result<()> {
+        let (x, y) = (values_mut(x, x_layout)?, values(y, y_layout)?);
+        if x.len() != y.len() {
+            candle_core::bail!("{} values were to be added to {}", y.len(), x.len());
+        }
+        let arch = Arch::new();
+        x.par_chunks_mut(ELEMENTS_PER_TASK).zip(y.par_chunks(ELEMENTS_PER_TASK)).for_each(
+            |(x, y)| {
+                arch.dispatch(
+                    #[inline(always)]
+                    || x.iter_mut().zip(y).for_each(|(x, y)| *x += y),
+                );
+            },
+        );
+        Ok(())
+    }
+}
+
+pub(super) struct Relu;
+
+impl InplaceOp1 for Relu {
+    fn name(&self) -> &'static str {
+        "relu"
+    }
+
+    fn cpu_fwd(&self, x: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        // A value that is not a number stays one, as in torch.
+        values_mut(x, layout)?
+            .par_chunks_mut(ELEMENTS_PER_TASK)
+            .for_each(|x| x.iter_mut().for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }));
+        Ok(())
+    }
+}
+
 pub(super) struct PlainHeadNorms {
     pub(super) query: Vec<f32>,
     pub(super) key: Vec<f32>,
@@ -122,16 +173,10 @@ impl InplaceOp1 for NormAndRotate {
     }
 
     fn cpu_fwd(&self, qkv: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let CpuStorage::F32(qkv) = qkv else {
-            candle_core::bail!("norm-and-rotate works on f32 only")
-        };
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("norm-and-rotate was given strided values")
-        };
+        let qkv = values_mut(qkv, layout)?;
         let (row, half) = (self.heads.qkv(), self.heads.dim / 2);
         let arch = Arch::new();
-        qkv[start..end]
-            .par_chunks_mut(ROWS_PER_TASK * row)
+        qkv.par_chunks_mut(ROWS_PER_TASK * row)
             .zip(self.cos.par_chunks(ROWS_PER_TASK * half))
             .zip(self.sin.par_chunks(ROWS_PER_TASK * half))
             .for_each(|((qkv, cos), sin)| {

@@ -1,6 +1,6 @@
 //! The seam behind which a linear layer's weights may be packed, dense or (one day) quantised.
 
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::packed::{PackError, PackedLinear, Weights};
@@ -118,19 +118,26 @@ impl<'a> LinearLoader<'a> {
     /// # Errors
     /// `OutOfMemory`; `Internal` when the device fails.
     pub(crate) fn finish(self, device: &Device) -> crate::error::Result<Linear> {
-        let bias = (!self.bias.is_empty()).then_some(self.bias);
-        if device.is_cpu() {
-            let parts: Vec<_> = self.parts.iter().map(|(v, n)| (weights(v), *n)).collect();
-            let packed = PackedLinear::pack(&parts, self.inputs, self.precision)
-                .map_err(|e| match e {
-                    PackError::OutOfMemory { .. } => Error::new(Status::OutOfMemory, e.to_string()),
-                    PackError::Shape { .. } => Error::internal(e.to_string()),
-                })?;
-            return Ok(Linear { weight: Weight::Packed(packed), bias: bias.map(Bias::Plain) });
-        }
+        if device.is_cpu() { self.packed() } else { Ok(self.dense(device)?) }
+    }
+
+    fn packed(self) -> crate::error::Result<Linear> {
+        let parts: Vec<_> = self.parts.iter().map(|(v, n)| (weights(v), *n)).collect();
+        let packed = PackedLinear::pack(&parts, self.inputs, self.precision).map_err(|e| {
+            let status = match e {
+                PackError::OutOfMemory { .. } => Status::OutOfMemory,
+                PackError::Shape { .. } => Status::Internal,
+            };
+            Error::new(status, e.to_string())
+        })?;
+        let bias = (!self.bias.is_empty()).then_some(Bias::Plain(self.bias));
+        Ok(Linear { weight: Weight::Packed(packed), bias })
+    }
+
+    fn dense(self, device: &Device) -> Result<Linear> {
         let dtype = match self.precision {
-            Precision::F32 => candle_core::DType::F32,
-            Precision::Bf16 => candle_core::DType::BF16,
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
         };
         let parts = self
             .parts
@@ -140,10 +147,11 @@ impl<'a> LinearLoader<'a> {
             })
             .collect::<Result<Vec<_>>>()?;
         let weight = Tensor::cat(&parts, 0)?.t()?;
-        let bias = bias
-            .map(|bias| Tensor::new(bias, device)?.to_dtype(dtype))
-            .transpose()?
-            .map(Bias::OnDevice);
+        let bias = if self.bias.is_empty() {
+            None
+        } else {
+            Some(Bias::OnDevice(Tensor::new(self.bias, device)?.to_dtype(dtype)?))
+        };
         Ok(Linear { weight: Weight::Dense(weight), bias })
     }
 }
@@ -154,5 +162,41 @@ fn weights<'a>(values: &'a Values<'a>) -> Weights<'a> {
         Values::F16(v) => Weights::F16(v),
         Values::Bf16(v) => Weights::Bf16(v),
         Values::Widened(v) => Weights::F32(v),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The form of other devices, on the CPU, is what the packed form is held against.
+    #[test]
+    fn packed_layers_equal_dense_ones() {
+        let (inputs, outputs) = (37, [20, 5]);
+        let random = |rows: usize, columns: usize| -> Vec<f32> {
+            let values = Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap();
+            values.flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let weights = outputs.map(|n| random(n, inputs));
+        let biases = outputs.map(|n| random(1, n));
+        let x = Tensor::randn(0f32, 1.0, (11, inputs), &Device::Cpu).unwrap();
+        for with_bias in [false, true] {
+            let loader = || {
+                let mut loader = LinearLoader::new(inputs, Precision::F32);
+                for ((weight, bias), n) in weights.iter().zip(&biases).zip(outputs) {
+                    loader.add(Values::F32(weight), n);
+                    if with_bias {
+                        loader.add_bias(bias);
+                    }
+                }
+                loader
+            };
+            let packed = loader().packed().unwrap().forward(&x).unwrap();
+            let dense = loader().dense(&Device::Cpu).unwrap().forward(&x).unwrap();
+            assert_eq!(packed.dims(), [11, 25]);
+            let difference = (packed - dense).unwrap().abs().unwrap();
+            let worst: f32 = difference.flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap();
+            assert!(worst < 1e-5, "{worst}");
+        }
     }
 }

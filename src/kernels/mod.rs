@@ -4,6 +4,8 @@
 //!
 //! All CPU code runs on the current rayon pool, which is the guard's own, and a row of a result
 //! depends on that row's inputs alone: never on the batch, the row's place or the thread count.
+//! candle's element-wise operations would not: from 65,536 elements on they run on a pool of its
+//! own, one a process, whose threads spin and do not survive a fork.
 
 mod attention;
 mod composed;
@@ -59,6 +61,26 @@ pub(crate) fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// `x + y`, in the place of `x`.
+pub(crate) fn add(x: Tensor, y: &Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        x.inplace_op2(y, &elementwise::Add)?;
+        Ok(x)
+    } else {
+        x + y
+    }
+}
+
+/// `max(x, 0)`, in its place.
+pub(crate) fn relu(x: Tensor) -> Result<Tensor> {
+    if x.device().is_cpu() {
+        x.inplace_op1(&elementwise::Relu)?;
+        Ok(x)
+    } else {
+        x.relu()
+    }
+}
+
 /// Norms (where the family has them) and rotates the query and key heads of `qkv`,
 /// `[tokens, (query + 2 key_value) * dim]`; `cos` and `sin` are `[tokens, dim / 2]`.
 pub(crate) fn norm_and_rotate(
@@ -99,6 +121,17 @@ pub(crate) fn attention(qkv: &Tensor, spans: &[Range<usize>], heads: Heads) -> R
     } else {
         composed::attention(qkv, spans, heads)
     }
+}
+
+/// As [`values`], to change in place.
+fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    let CpuStorage::F32(values) = storage else {
+        candle_core::bail!("a kernel was given values that are not f32")
+    };
+    let (start, end) = layout
+        .contiguous_offsets()
+        .ok_or_else(|| candle_core::Error::msg("a kernel was given strided values"))?;
+    Ok(&mut values[start..end])
 }
 
 /// The contiguous f32 values of a CPU tensor.

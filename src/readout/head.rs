@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use crate::artifact::Layer;
 use crate::checkpoint::Values;
 use crate::error::{Error, Result, Status};
-use crate::kernels::{Linear, LinearLoader, Precision};
+use crate::kernels::{self, Linear, LinearLoader, Precision};
 
 /// Linear, ReLU, ..., Linear, softmax; in f32 on the CPU whatever the backbone runs in.
 pub(crate) struct Head {
@@ -44,27 +44,38 @@ impl Head {
     pub(crate) fn scores(&self, features: Vec<f32>) -> Result<Vec<Result<f32>>> {
         let texts = features.len() / self.inputs;
         let mut x = Tensor::from_vec(features, (texts, self.inputs), &Device::Cpu)?;
+        let mut finite = finite_rows(&x)?;
         for (i, layer) in self.layers.iter().enumerate() {
             if i > 0 {
-                x = x.relu()?;
+                x = kernels::relu(x)?;
             }
             x = layer.forward(&x)?;
+            // Looked at before the ReLU, which makes zeros of what is not a number.
+            for (all, row) in finite.iter_mut().zip(finite_rows(&x)?) {
+                *all &= row;
+            }
         }
-        Ok(x.to_vec2::<f32>()?.into_iter().map(|logits| score(logits[0], logits[1])).collect())
+        let logits = x.to_vec2::<f32>()?;
+        Ok(logits.into_iter().zip(finite).map(|(l, finite)| score(l[0], l[1], finite)).collect())
     }
 }
 
-/// Softmax of two logits, class 1.
-fn score(benign: f32, harmful: f32) -> Result<f32> {
+/// Which rows hold finite numbers only.
+fn finite_rows(x: &Tensor) -> Result<Vec<bool>> {
+    Ok(x.to_vec2::<f32>()?.iter().map(|row| row.iter().all(|v| v.is_finite())).collect())
+}
+
+/// Softmax of two logits, class 1; `finite` tells of everything that they were computed from.
+fn score(benign: f32, harmful: f32, finite: bool) -> Result<f32> {
     let largest = benign.max(harmful);
     let (benign, harmful) = ((benign - largest).exp(), (harmful - largest).exp());
     let score = harmful / (benign + harmful);
-    if score.is_finite() && (0.0..=1.0).contains(&score) {
+    if finite && score.is_finite() && (0.0..=1.0).contains(&score) {
         return Ok(score);
     }
     Err(Error::new(
         Status::NonFinite,
-        format!("the model computed {score} where a score from 0 to 1 was expected"),
+        "the model computed values that are not finite where a score from 0 to 1 was expected",
     ))
 }
 
@@ -75,9 +86,26 @@ mod tests {
     #[test]
     fn a_score_that_is_not_a_number_is_an_error() {
         for logits in [(f32::NAN, 0.0), (0.0, f32::NAN), (f32::INFINITY, f32::INFINITY)] {
-            assert_eq!(score(logits.0, logits.1).unwrap_err().status(), Status::NonFinite);
+            assert_eq!(score(logits.0, logits.1, true).unwrap_err().status(), Status::NonFinite);
         }
-        assert_eq!(score(0.0, 0.0).unwrap(), 0.5);
-        assert_eq!(score(-1e30, 1e30).unwrap(), 1.0);
+        assert_eq!(score(0.0, 0.0, false).unwrap_err().status(), Status::NonFinite);
+        assert_eq!(score(0.0, 0.0, true).unwrap(), 0.5);
+        assert_eq!(score(-1e30, 1e30, true).unwrap(), 1.0);
+    }
+
+    #[test]
+    fn the_relu_hides_no_nan_and_one_text_spoils_no_other() {
+        let layer = |inputs, outputs, weight| Layer {
+            inputs,
+            outputs,
+            weight: vec![weight; inputs * outputs],
+            bias: vec![0.0; outputs],
+        };
+        let head = Head::new(vec![layer(1, 4, 3.0), layer(4, 2, 1.0)]).unwrap();
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN] {
+            let scores = head.scores(vec![1.0, bad, 1.0]).unwrap();
+            assert_eq!((&scores[0], &scores[2]), (&Ok(0.5), &Ok(0.5)));
+            assert_eq!(scores[1].as_ref().unwrap_err().status(), Status::NonFinite, "{bad}");
+        }
     }
 }

@@ -25,17 +25,13 @@ impl Bytes {
     /// `NotFound`, `Io` and `OutOfMemory`.
     pub(crate) fn open(path: &Path, map: bool) -> Result<Self> {
         let io = |e: std::io::Error| Error::io(path.display(), &e);
-        let mut file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
-            return Err(Error::model(path.display(), "kind", "not a regular file", "a file"));
-        }
-        if map && metadata.len() > 0 {
+        let (mut file, length) = open_regular(path)?;
+        if map && length > 0 {
             // SAFETY: the map is private and read-only; that nobody shrinks or rewrites the file
             // is the documented condition of mapped weights, which callers can switch off.
             return Ok(Self::Mapped(unsafe { Mmap::map(&file) }.map_err(io)?));
         }
-        let length = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(length).map_err(|_| {
             Error::new(
@@ -55,6 +51,23 @@ impl Bytes {
             let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
         }
     }
+}
+
+/// Opens `path` if it is a regular file, and tells its length. The kind is looked at first:
+/// opening a pipe would wait for a writer, and a device has no end.
+///
+/// # Errors
+/// `NotFound`, `Io`; `InvalidModel` for a directory, a pipe or a device.
+pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
+    let io = |e: std::io::Error| Error::io(path.display(), &e);
+    let metadata = std::fs::metadata(path).map_err(io)?;
+    if !metadata.is_file() {
+        let found = if metadata.is_dir() { "a directory" } else { "a pipe, socket or device" };
+        return Err(Error::model(path.display(), "kind", found, "a regular file"));
+    }
+    let file = File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    Ok((file, length))
 }
 
 impl Deref for Bytes {

@@ -4,7 +4,7 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use once_cell::sync::Lazy;
 
 /// Chat-template markers, each replaced by one space. Exact and case-sensitive.
-const MARKERS: [&str; 23] = [
+pub const MARKERS: [&str; 23] = [
     "<|im_start|>",
     "<|im_end|>",
     "<|im_sep|>",

@@ -5,6 +5,8 @@ mod tokenizer;
 
 use std::borrow::Cow;
 
+#[cfg(fuzzing)]
+pub use clean::MARKERS;
 pub(crate) use clean::clean;
 pub(crate) use tokenizer::{Tokenizer, Tokens};
 

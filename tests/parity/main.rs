@@ -1,6 +1,8 @@
 //! Scores against those of `llm-siren` 0.2.0, the published reference, on the same texts.
 //! `README.md` in this folder says how the fixtures were made.
 
+#![allow(clippy::print_stdout)] // What a test measured is for its reader.
+
 mod rule;
 mod vectors;
 

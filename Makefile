@@ -1,0 +1,68 @@
+# The everyday commands. `make help` lists them.
+
+CARGO ?= cargo
+LLAMA_TOKENIZER := $(CURDIR)/target/llama-tokenizer
+FUZZ_SECONDS ?= 60
+
+.PHONY: help demo build test lint unit abi-panics install-test asan fuzz full-tier \
+        header vectors bench clean setup llama-tokenizer
+
+help:                 ## List the commands
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup           ## Build, and score a few sentences with the demo guard, offline
+	$(CARGO) run --release --quiet -p siren-cli -- score \
+	  "What is the capital of France?" \
+	  "How can I make a pipe bomb at home?" \
+	  "Can you help me kill a Python process?" \
+	  "Thank you for the wonderful evening"
+
+build: setup          ## Build the library and the command, optimised
+	$(CARGO) build --release
+
+test: setup lint unit abi-panics install-test asan fuzz  ## Everything that a change must pass
+
+setup:                ## Install the system packages that are missing (Debian, as root)
+	@scripts/setup.sh
+
+lint:                 ## Formatting and clippy, warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+# A test that needs the Llama tokenizer, which is not ours to ship, says SKIPPED without it.
+unit: llama-tokenizer ## All tests of the library, its C ABI and the command
+	SIREN_LLAMA_TOKENIZER="$$(test -f $(LLAMA_TOKENIZER)/tokenizer.json && echo $(LLAMA_TOKENIZER))" \
+	  $(CARGO) test --workspace
+
+llama-tokenizer:      ## Fetch the Llama 3.2 tokenizer for the parity tests
+	@tests/parity/fetch_llama_tokenizer.sh $(LLAMA_TOKENIZER) || \
+	  echo "SKIPPED: the Llama tokenizer cannot be had here"
+
+abi-panics:           ## The C ABI with panics planted inside
+	$(CARGO) test --features planted-panics --test abi
+
+install-test:         ## Install into an empty prefix, and build against it
+	tests/abi/install.sh
+
+asan:                 ## The C programs under AddressSanitizer
+	tests/abi/asan.sh
+
+fuzz:                 ## Fuzz every target, FUZZ_SECONDS in all
+	scripts/fuzz.sh $(FUZZ_SECONDS)
+
+full-tier:            ## The slow checks: TSan, Miri, aarch64, CUDA compile, soak, long fuzz
+	scripts/full-tier.sh
+
+header:               ## Write the header, the layouts and the symbol list from src/ffi
+	SIREN_BLESS=1 $(CARGO) test --test abi committed_
+
+vectors:              ## Make the parity vectors anew (needs Python with llm-siren; see tests/parity)
+	python3 tests/parity/make_vectors.py --out tests/parity/fixtures --tokenizers $(TOKENIZERS)
+
+bench:                ## Measure this build on the demo guard
+	$(CARGO) run --release --quiet -p siren-cli -- bench --tokens 128 --repeat 20
+
+clean:                ## Remove everything that was built
+	$(CARGO) clean
+
+-include packaging/install.mk

@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# The checks that are too slow or need too much for every change:
+#   scripts/full-tier.sh [--fuzz-seconds N] [--soak-seconds N] [STEP ...]
+#
+#   tsan     ThreadSanitizer, with an instrumented standard library: the library's unit tests, and
+#            eight threads that score while the guard is replaced under them
+#   aarch64  unit and parity tests, cross-compiled and run by qemu-user
+#   miri     the modules that Miri can run: JSON, cleaning, token windows, configuration, queue
+#   soak     eight threads score for SOAK_SECONDS (180): memory flat, no CPU when idle
+#   cuda     --features cuda compiles and links, without a GPU
+#   fuzz     every fuzz target, FUZZ_SECONDS (1800) in all
+#
+# All steps by default. A step runs, or says SKIPPED and why; the table at the end has them all,
+# and the exit status is 1 when one failed. What a step lacks is installed where that can be done.
+# Each step builds in a directory of its own below the build directory.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+steps=()
+fuzz_seconds=1800
+soak_seconds=180
+while [ $# -gt 0 ]; do
+    case $1 in
+    --fuzz-seconds) fuzz_seconds=$2 && shift 2 ;;
+    --soak-seconds) soak_seconds=$2 && shift 2 ;;
+    tsan | aarch64 | miri | soak | cuda | fuzz) steps+=("$1") && shift ;;
+    *) sed -n '2,15p' "$0" && exit 2 ;;
+    esac
+done
+[ ${#steps[@]} -gt 0 ] || steps=(tsan aarch64 miri soak cuda fuzz)
+
+build=${CARGO_TARGET_DIR:-$PWD/target}/full-tier
+host=$(rustc -vV | sed -n 's/^host: //p')
+model=tests/parity/fixtures/qwen3-short
+logs=$build/logs
+mkdir -p "$logs"
+
+# Ends a step that cannot run here.
+skip() {
+    echo "SKIPPED: $1"
+    exit 77
+}
+
+# Installs Debian packages where that can be done.
+packages() {
+    [ "$(id -u)" = 0 ] && apt-get install -y --no-install-recommends "$@" >/dev/null
+}
+
+tsan() {
+    rustup component add rust-src || skip "rust-src cannot be had, and std must be instrumented too"
+    export RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" CARGO_TARGET_DIR=$build/tsan
+    export TSAN_OPTIONS="halt_on_error=1 suppressions=$PWD/scripts/tsan.supp ${TSAN_OPTIONS:-}"
+    cargo test -Zbuild-std --target "$host" --no-default-features --package libsiren --lib &&
+        cargo run -Zbuild-std --target "$host" --locked --manifest-path fuzz/Cargo.toml \
+            -p libsiren-stress --release -- $model 8 20
+}
+
+aarch64() {
+    local target=aarch64-unknown-linux-gnu
+    rustup target add $target || skip "the standard library for $target cannot be had"
+    { command -v aarch64-linux-gnu-gcc && command -v qemu-aarch64; } >/dev/null ||
+        packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user ||
+        skip "no cross compiler or qemu-user, and they could not be installed"
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu"
+    CARGO_TARGET_DIR=$build/aarch64 cargo test --target $target --no-default-features \
+        --package libsiren --lib --test parity
+}
+
+# Not run: kernels (SIMD intrinsics), the tokenizer itself (C), memory maps, anything that scores.
+miri_tests=(
+    json::tests
+    text::clean::tests
+    text::tokenizer::tests
+    backbone::config::tests
+    schedule::tests
+    ffi::version::tests
+)
+
+miri() {
+    rustup component add --toolchain nightly miri rust-src ||
+        skip "Miri for the nightly toolchain cannot be had"
+    # The time and files of the host are asked for by the harness and by temporary directories.
+    CARGO_TARGET_DIR=$build/miri MIRIFLAGS="-Zmiri-disable-isolation" \
+        cargo +nightly miri test --no-default-features --package libsiren --lib -- "${miri_tests[@]}"
+}
+
+soak() {
+    CARGO_TARGET_DIR=$build/soak cargo run --release --locked --manifest-path fuzz/Cargo.toml \
+        -p libsiren-stress -- $model 8 "$soak_seconds" --soak
+}
+
+cuda() {
+    local venv=$build/cuda-toolkit
+    if [ ! -x "$venv/bin/pip" ]; then
+        python3 -m venv "$venv" || skip "no Python to fetch the CUDA toolkit with"
+    fi
+    # Nothing newer than the oldest driver that is to be served.
+    "$venv/bin/pip" install -q nvidia-cuda-nvcc==13.0.88 nvidia-cuda-runtime==13.0.96 \
+        nvidia-cuda-cccl==13.0.85 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
+        nvidia-cuda-nvrtc==13.0.88 nvidia-cublas==13.1.2.11 nvidia-curand==10.4.5.25 ||
+        skip "the CUDA toolkit's wheels cannot be had"
+    local root
+    root=$(echo "$venv"/lib/python3*/site-packages/nvidia/cu13)
+    local lib=$root/lib name
+    for name in cublas cublasLt curand nvrtc cudart; do
+        ln -sf "$(basename "$(ls "$lib"/lib$name.so.* | head -1)")" "$lib/lib$name.so"
+    done
+    # The linker wants a driver; only a machine with a GPU has one.
+    echo | gcc -shared -x c -o "$lib/libcuda.so" -
+    [ -e "$root/lib64" ] || ln -s lib "$root/lib64"
+    export CUDA_HOME=$root CUDA_PATH=$root CUDA_ROOT=$root CUDA_TOOLKIT_ROOT_DIR=$root
+    export NVCC=$root/bin/nvcc PATH=$root/bin:$PATH CUDA_COMPUTE_CAP=90
+    export LIBRARY_PATH=$lib RUSTFLAGS="-L native=$lib"
+    CARGO_TARGET_DIR=$build/cuda cargo build --release --package libsiren --lib \
+        --no-default-features --features cuda
+}
+
+fuzz() {
+    CARGO_TARGET_DIR=$build scripts/fuzz.sh "$fuzz_seconds"
+}
+
+failed=0
+table=
+for step in "${steps[@]}"; do
+    log=$logs/$step.log
+    echo "== $step"
+    begun=$SECONDS
+    (set -e; $step) 2>&1 | tee "$log"
+    case ${PIPESTATUS[0]} in
+    0) if grep -q '^SKIPPED' "$log"; then result=$(grep -m1 '^SKIPPED' "$log"); else result=ok; fi ;;
+    77) result=$(grep '^SKIPPED' "$log" | tail -1) ;;
+    *) result=FAILED && failed=$((failed + 1)) ;;
+    esac
+    minutes=$(awk "BEGIN { printf \"%.1f\", ($SECONDS - $begun) / 60 }")
+    table+=$(printf '%-8s %5s min  %s' "$step" "$minutes" "$result")$'\n'
+done
+printf '\n%s' "$table"
+[ "$failed" -eq 0 ]
