@@ -49,7 +49,7 @@ packages() {
 tsan() {
     rustup component add rust-src || skip "rust-src cannot be had, and std must be instrumented too"
     export RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" CARGO_TARGET_DIR=$build/tsan
-    export TSAN_OPTIONS="halt_on_error=1 suppressions=$PWD/scripts/tsan.supp ${TSAN_OPTIONS:-}"
+    export TSAN_OPTIONS="halt_on_error=1 ${TSAN_OPTIONS:-}"
     cargo test -Zbuild-std --target "$host" --no-default-features --package libsiren --lib &&
         cargo run -Zbuild-std --target "$host" --locked --manifest-path fuzz/Cargo.toml \
             -p libsiren-stress --release -- $model 8 20

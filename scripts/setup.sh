@@ -5,7 +5,7 @@ set -euo pipefail
 # command -> package
 declare -A need=(
   [cc]=gcc [c++]=g++ [make]=make [pkg-config]=pkg-config [cmake]=cmake
-  [valgrind]=valgrind [clang]=clang [readelf]=binutils [curl]=curl
+  [valgrind]=valgrind [readelf]=binutils [curl]=curl
 )
 missing=()
 for command in "${!need[@]}"; do

@@ -12,12 +12,17 @@ built=${CARGO_TARGET_DIR:-target}/asan
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-if command -v clang > /dev/null; then
-    compiler=clang
-elif command -v gcc > /dev/null; then
-    compiler=gcc
-else
-    echo "SKIPPED: asan.sh: neither clang nor gcc is installed" >&2
+# A compiler that has the sanitizer's runtime, which distributions package apart.
+compiler=
+echo 'int main(void) { return 0; }' > "$work/empty.c"
+for candidate in clang gcc; do
+    if "$candidate" -fsanitize=address "$work/empty.c" -o "$work/empty" 2> /dev/null; then
+        compiler=$candidate
+        break
+    fi
+done
+if [ -z "$compiler" ]; then
+    echo "SKIPPED: asan.sh: neither clang nor gcc links with -fsanitize=address" >&2
     exit 0
 fi
 

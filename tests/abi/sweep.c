@@ -729,7 +729,7 @@ static void sweep_open(const char *model)
                                         "cache_dir", "hub_endpoint", "hub_token", "data_dir"};
     siren_open_options options;
     char words[80], long_name[1 << 16];
-    int field;
+    int field, without_hub;
 
     REFUSED(SIREN_INVALID_ARGUMENT, "guard is NULL", siren_open(&open_options, NULL, error));
     REFUSED(SIREN_INVALID_ARGUMENT, "guard is NULL", siren_open(NULL, NULL, error));
@@ -768,7 +768,10 @@ static void sweep_open(const char *model)
 
     options = open_options;
     options.model = text_of("owner/name");
-    REFUSED(SIREN_OFFLINE, "owner/name", open_with(options));
+    /* A build without the hub cannot serve it at all. */
+    error = NULL;
+    without_hub = open_with(options) == SIREN_UNSUPPORTED;
+    REFUSED(without_hub ? SIREN_UNSUPPORTED : SIREN_OFFLINE, "owner/name", open_with(options));
     options = open_options;
     options.device = text_of("tpu");
     REFUSED(SIREN_INVALID_ARGUMENT, "the device is \"tpu\"", open_with(options));
