@@ -12,8 +12,8 @@ use crate::error::{Error, Result, Status};
 use crate::json::Document;
 use crate::sys::file::Bytes;
 
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
+pub(crate) const SINGLE_FILE: &str = "model.safetensors";
+pub(crate) const INDEX_FILE: &str = "model.safetensors.index.json";
 const MAX_SHARDS: usize = 1024;
 
 /// The tensors of one or several safetensors files.
@@ -236,7 +236,7 @@ fn widen<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> Values<
 }
 
 /// A name that cannot lead out of its directory.
-pub(crate) fn is_plain_file_name(name: &str) -> bool {
+fn is_plain_file_name(name: &str) -> bool {
     !name.is_empty()
         && name != "."
         && name != ".."

@@ -162,6 +162,17 @@ impl Source {
         }
         text.parse().map(Self::Repo)
     }
+
+    /// The directory, which `fetch` makes of a repository.
+    pub(crate) fn directory(
+        &self,
+        fetch: impl FnOnce(&Repo) -> Result<PathBuf>,
+    ) -> Result<PathBuf> {
+        match self {
+            Self::Dir(dir) => Ok(dir.clone()),
+            Self::Repo(repo) => fetch(repo),
+        }
+    }
 }
 
 impl fmt::Display for Source {

@@ -9,7 +9,7 @@ use crate::options::OpenOptions;
 use crate::sys;
 
 /// Where a pulled or shipped model keeps its backbone.
-const BACKBONE_DIR: &str = "backbone";
+pub(crate) const BACKBONE_DIR: &str = "backbone";
 /// Names the directory that holds `models/demo`, over every other place.
 const DATA_DIR_VARIABLE: &str = "SIREN_DATA_DIR";
 const DEMO: &str = "models/demo";
@@ -24,12 +24,13 @@ pub(crate) fn model(options: &OpenOptions) -> Result<PathBuf> {
     match options.model.as_deref() {
         None => demo(options.data_dir.as_deref()),
         Some("") => Err(Error::argument("the model is \"\", expected a directory or REPO[@REV]")),
-        Some(name) => directory_or(name, |repo| hub::fetch_artifact(repo, &options.hub)),
+        Some(name) => {
+            Source::parse(name)?.directory(|repo| hub::fetch_artifact(repo, &options.hub))
+        }
     }
 }
 
-/// The backbone's directory: the one that was asked for, else the one beside the artifact, else
-/// the one that the artifact names, at its pinned revision.
+/// The backbone's directory: the one that was asked for, else the artifact's own.
 ///
 /// # Errors
 /// `NotFound`, and the hub's.
@@ -38,21 +39,8 @@ pub(crate) fn backbone(
     model_dir: &Path,
     base_model: &BaseModel,
 ) -> Result<PathBuf> {
-    if let Some(dir) = local_backbone(options, model_dir, base_model) {
-        return Ok(dir);
-    }
-    if let Some(name) = options.backbone.as_deref() {
-        return directory_or(name, |repo| hub::fetch_backbone(repo, &options.hub));
-    }
-    let repo = Repo::new(&base_model.model_id, base_model.revision.as_deref()).map_err(|e| {
-        Error::model(
-            model_dir.join(artifact::CONFIG_FILE).display(),
-            "base_model",
-            format!("{:?} ({e})", base_model.model_id),
-            "a directory that exists, or a repository",
-        )
-    })?;
-    hub::fetch_backbone(&repo, &options.hub)
+    backbone_source(options, model_dir, base_model)?
+        .directory(|repo| hub::fetch_backbone(repo, &options.hub))
 }
 
 /// The backbone's directory if it needs no hub.
@@ -61,18 +49,42 @@ pub(crate) fn local_backbone(
     model_dir: &Path,
     base_model: &BaseModel,
 ) -> Option<PathBuf> {
-    if let Some(name) = options.backbone.as_deref() {
-        return Some(PathBuf::from(name)).filter(|dir| dir.is_dir());
+    match backbone_source(options, model_dir, base_model) {
+        Ok(Source::Dir(dir)) => Some(dir),
+        _ => None,
     }
-    let places = [model_dir.join(BACKBONE_DIR), PathBuf::from(&base_model.model_id)];
-    places.into_iter().find(|dir| dir.is_dir())
 }
 
-fn directory_or(name: &str, fetch: impl FnOnce(&Repo) -> Result<PathBuf>) -> Result<PathBuf> {
-    match Source::parse(name)? {
-        Source::Dir(dir) => Ok(dir),
-        Source::Repo(repo) => fetch(&repo),
+fn backbone_source(
+    options: &OpenOptions,
+    model_dir: &Path,
+    base_model: &BaseModel,
+) -> Result<Source> {
+    match options.backbone.as_deref() {
+        Some(name) => Source::parse(name),
+        None => own_backbone(model_dir, base_model),
     }
+}
+
+/// An artifact's own backbone: the directory beside it, else the one that it names, a directory
+/// or a repository at its pinned revision.
+///
+/// # Errors
+/// `InvalidModel` when the name is neither.
+pub(crate) fn own_backbone(model_dir: &Path, base_model: &BaseModel) -> Result<Source> {
+    let places = [model_dir.join(BACKBONE_DIR), PathBuf::from(&base_model.model_id)];
+    if let Some(dir) = places.into_iter().find(|dir| dir.is_dir()) {
+        return Ok(Source::Dir(dir));
+    }
+    let repo = Repo::new(&base_model.model_id, base_model.revision.as_deref());
+    repo.map(Source::Repo).map_err(|e| {
+        Error::model(
+            model_dir.join(artifact::CONFIG_FILE).display(),
+            "base_model",
+            format!("{:?} ({e})", base_model.model_id),
+            "a directory that exists, or a repository",
+        )
+    })
 }
 
 /// The demo guard, from `SIREN_DATA_DIR`, an installation or the source tree.

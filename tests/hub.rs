@@ -757,6 +757,13 @@ fn pull_makes_one_directory_with_everything() {
     let shard = fs::read(to.join("backbone/model-2.safetensors")).unwrap();
     assert_eq!(shard, hub.get(BACKBONE, "model-2.safetensors"));
 
+    // What was pulled can be pulled on: its backbone is the one beside it.
+    let offline = HubOptions { offline: true, ..HubOptions::default() };
+    let elsewhere = TempDir::new().unwrap();
+    let third = elsewhere.path().join("third");
+    hub::pull(&Source::Dir(to.clone()), None, &third, &offline).unwrap();
+    assert_eq!(files_in(&third), PULLED);
+
     // From directories, and over an earlier pull.
     let (from, backbone) = (Source::Dir(to.clone()), Source::Dir(to.join("backbone")));
     let second = place.path().join("second");

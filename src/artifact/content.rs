@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::head::{self, Layer};
-use super::{BaseModel, base_model};
+use super::{BaseModel, named_base_model};
 use crate::error::{Error, Result};
 use crate::json::Node;
 
@@ -55,7 +55,7 @@ pub(crate) struct Content {
 }
 
 pub(super) fn read(root: &Node<'_>, weights: &Path, map: bool) -> Result<Content> {
-    let base_model = base_model(root)?;
+    let base_model = named_base_model(root)?;
     let module = root.require("siren_module")?;
     let pooling_type = module.require("pooling_type")?;
     let pooling = match pooling_type.string()? {

@@ -51,7 +51,15 @@ pub(crate) fn open(dir: &Path, map: bool) -> Result<Content> {
     content::read(&root, &dir.join(WEIGHTS_FILE), map)
 }
 
-fn base_model(root: &Node<'_>) -> Result<BaseModel> {
+/// Reads only which backbone the artifact in `dir` names.
+///
+/// # Errors
+/// As [`open`], as far as `base_model` goes.
+pub(crate) fn base_model(dir: &Path) -> Result<BaseModel> {
+    named_base_model(&Document::read(&dir.join(CONFIG_FILE))?.root()?)
+}
+
+fn named_base_model(root: &Node<'_>) -> Result<BaseModel> {
     let node = root.require("base_model")?;
     let model_id = node.require("model_id")?;
     if model_id.string()?.is_empty() {

@@ -270,9 +270,6 @@ unsafe fn safe_input<'a>(input: &'a siren_input, guard: &Guard) -> Result<Input<
             Status::InvalidArgument,
             "text was given together with prompt or response, expected one or the other",
         )),
-        (None, None, None) => {
-            Err(Error::argument("text, prompt and response are all absent, expected one of them"))
-        }
         (None, prompt, response) => Ok(Input::Exchange { prompt, response }),
     }
 }

@@ -4,13 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::artifact::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::checkpoint::{INDEX_FILE, SINGLE_FILE};
 use crate::error::{Error, Result, Status};
 use crate::json::Document;
-
-pub(super) const ARTIFACT_CONFIG: &str = "siren_config.json";
-pub(super) const ARTIFACT_WEIGHTS: &str = "siren.safetensors";
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// More would be an attack: each is a request.
 const MOST_SHARDS: usize = 10_000;
@@ -34,7 +31,7 @@ pub(super) type List = fn(&mut dyn Files) -> Result<Vec<PathBuf>>;
 
 /// The files of an artifact.
 pub(super) fn artifact(place: &mut dyn Files) -> Result<Vec<PathBuf>> {
-    [ARTIFACT_CONFIG, ARTIFACT_WEIGHTS].into_iter().map(|name| place.need(name)).collect()
+    [CONFIG_FILE, WEIGHTS_FILE].into_iter().map(|name| place.need(name)).collect()
 }
 
 /// The files of a backbone.
@@ -43,10 +40,10 @@ pub(super) fn backbone(place: &mut dyn Files) -> Result<Vec<PathBuf>> {
     for optional in ["tokenizer_config.json", "chat_template.jinja"] {
         files.extend(place.find(optional)?);
     }
-    match place.find(WEIGHTS)? {
+    match place.find(SINGLE_FILE)? {
         Some(weights) => files.push(weights),
         None => {
-            let index = place.find(INDEX)?.ok_or_else(|| place.missing(WEIGHTS))?;
+            let index = place.find(INDEX_FILE)?.ok_or_else(|| place.missing(SINGLE_FILE))?;
             let shards = shards(&index)?;
             files.push(index);
             for shard in shards {

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::files::{self, ARTIFACT_CONFIG, ARTIFACT_WEIGHTS, Dir};
-use super::{HubOptions, Repo, Source, fetch_artifact, fetch_backbone};
+use super::files::{self, Dir};
+use super::{HubOptions, Source, fetch_artifact, fetch_backbone};
+use crate::artifact::{self, CONFIG_FILE, WEIGHTS_FILE};
 use crate::error::{Error, Result, Status};
-use crate::json::Document;
+use crate::locate::{self, BACKBONE_DIR};
 
-/// The directory of the backbone inside a pulled artifact.
-const BACKBONE: &str = "backbone";
 /// What marks a directory as the work of a pull, which the next one may replace.
 const MARKER: &str = ".siren-pull.json";
 
@@ -19,8 +18,8 @@ const MARKER: &str = ".siren-pull.json";
 /// without a network: the artifact's files at its top, the backbone's under `backbone/`, where a
 /// guard looks first. `siren_config.json` stays as it is. Returns `to`.
 ///
-/// Without a `backbone`, it is the one that the artifact names (`base_model`): a directory if there
-/// is one of that name, and else a repository. Files are copied, or shared where the file system
+/// Without a `backbone`, it is the artifact's own: the directory `backbone/` beside it if there is
+/// one, else what it names (`base_model`), a directory or a repository. Files are copied, or shared where the file system
 /// can (reflinks); links into the cache do not stay.
 ///
 /// The directory appears whole: it is made beside `to` and renamed. A `to` that exists has to be
@@ -31,56 +30,29 @@ const MARKER: &str = ".siren-pull.json";
 /// Those of [`fetch_artifact`] and [`fetch_backbone`]; [`Status::InvalidArgument`] when `to` holds
 /// anything else; [`Status::InvalidModel`] when the artifact names no backbone.
 pub fn pull(
-    artifact: &Source,
+    model: &Source,
     backbone: Option<&Source>,
     to: &Path,
     options: &HubOptions,
 ) -> Result<PathBuf> {
     check_target(to)?;
-    let artifact_dir = locate(artifact, options, fetch_artifact)?;
+    let artifact_dir = model.directory(|repo| fetch_artifact(repo, options))?;
     let artifact_files = files::artifact(&mut Dir(&artifact_dir))?;
     let backbone = match backbone {
         Some(backbone) => backbone.clone(),
-        None => named_backbone(&artifact_dir.join(ARTIFACT_CONFIG))?,
+        None => locate::own_backbone(&artifact_dir, &artifact::base_model(&artifact_dir)?)?,
     };
-    let backbone_dir = locate(&backbone, options, fetch_backbone)?;
+    let backbone_dir = backbone.directory(|repo| fetch_backbone(repo, options))?;
     let backbone_files = files::backbone(&mut Dir(&backbone_dir))?;
 
     let staged = Staged::beside(to)?;
     copy_all(&artifact_files, &staged.0)?;
-    copy_all(&backbone_files, &staged.0.join(BACKBONE))?;
-    let origin = json!({ "artifact": artifact.to_string(), "backbone": backbone.to_string() });
+    copy_all(&backbone_files, &staged.0.join(BACKBONE_DIR))?;
+    let origin = json!({ "artifact": model.to_string(), "backbone": backbone.to_string() });
     let marker = staged.0.join(MARKER);
     fs::write(&marker, format!("{origin:#}\n")).map_err(|e| Error::io(marker.display(), &e))?;
     staged.become_target(to)?;
     Ok(to.to_path_buf())
-}
-
-fn locate(
-    source: &Source,
-    options: &HubOptions,
-    fetch: fn(&Repo, &HubOptions) -> Result<PathBuf>,
-) -> Result<PathBuf> {
-    match source {
-        Source::Dir(dir) => Ok(dir.clone()),
-        Source::Repo(repo) => fetch(repo, options),
-    }
-}
-
-/// The backbone that an artifact names.
-fn named_backbone(config: &Path) -> Result<Source> {
-    let document = Document::read(config)?;
-    let base = document.root()?.require("base_model")?;
-    let id = base.require("model_id")?;
-    if Path::new(id.string()?).is_dir() {
-        return Ok(Source::Dir(id.string()?.into()));
-    }
-    let revision = match base.get_non_null("revision")? {
-        Some(revision) => Some(revision.string()?),
-        None => None,
-    };
-    let repo = Repo::new(id.string()?, revision);
-    repo.map(Source::Repo).map_err(|error| base.invalid(error, "a repository or a directory"))
 }
 
 /// Refuses to replace what no pull has made.
@@ -97,7 +69,7 @@ fn check_target(to: &Path) -> Result<()> {
     let pulled = to.join(MARKER).is_file();
     for entry in entries {
         let name = entry.map_err(|error| Error::io(to.display(), &error))?.file_name();
-        let own = [MARKER, BACKBONE, ARTIFACT_CONFIG, ARTIFACT_WEIGHTS];
+        let own = [MARKER, BACKBONE_DIR, CONFIG_FILE, WEIGHTS_FILE];
         if !pulled || !own.iter().any(|own| name == *own) {
             let why =
                 if pulled { "was pulled, but also holds" } else { "is no earlier pull: holds" };
