@@ -56,17 +56,8 @@ unsafe fn tile<const R: usize, const P: usize, const WIDEN: bool>(t: Tile) {
     let step = if WIDEN { 16 } else { 32 };
     let slab = t.slab.cast::<f32>();
     let ahead = const { lines_ahead(R) };
-    let mut sums = [[[_mm512_setzero_ps(); 2]; P]; R];
-    if !t.first {
-        for (r, sums) in sums.iter_mut().enumerate() {
-            for (p, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: row r and panel p of the output tile.
-                let y = unsafe { t.y.add(r * t.y_stride + p * PANEL) };
-                // SAFETY: its 32 columns.
-                *sums = unsafe { [_mm512_loadu_ps(y), _mm512_loadu_ps(y.add(16))] };
-            }
-        }
-    }
+    // SAFETY: the caller's tile.
+    let mut sums = unsafe { load_sums::<R, P>(&t) };
     for s in 0..t.steps {
         let mut columns = [[_mm512_setzero_ps(); 2]; P];
         for (p, columns) in columns.iter_mut().enumerate() {
@@ -97,6 +88,41 @@ unsafe fn tile<const R: usize, const P: usize, const WIDEN: bool>(t: Tile) {
             }
         }
     }
+    // SAFETY: the caller's tile.
+    unsafe { store_sums(&t, &sums) };
+}
+
+/// The sums of a tile: what the output holds, or zeros where it starts.
+///
+/// # Safety
+/// The output tile has `R` rows and `P` panels.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) unsafe fn load_sums<const R: usize, const P: usize>(t: &Tile) -> [[[__m512; 2]; P]; R] {
+    let mut sums = [[[_mm512_setzero_ps(); 2]; P]; R];
+    if !t.first {
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for (p, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: row r and panel p of the output tile.
+                let y = unsafe { t.y.add(r * t.y_stride + p * PANEL) };
+                // SAFETY: its 32 columns.
+                *sums = unsafe { [_mm512_loadu_ps(y), _mm512_loadu_ps(y.add(16))] };
+            }
+        }
+    }
+    sums
+}
+
+/// Writes the sums of a tile.
+///
+/// # Safety
+/// As [`load_sums`].
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) unsafe fn store_sums<const R: usize, const P: usize>(
+    t: &Tile,
+    sums: &[[[__m512; 2]; P]; R],
+) {
     for (r, sums) in sums.iter().enumerate() {
         for (p, sums) in sums.iter().enumerate() {
             // SAFETY: row r and panel p of the output tile.

@@ -4,8 +4,9 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
+use super::avx512::{load_sums, store_sums};
 use super::drive::{ACT_STRIDE, Tile, TileKernel, lines_ahead};
-use super::pack::{BLOCK, PANEL, Storage};
+use super::pack::{BLOCK, Storage};
 
 /// For pairs of bf16.
 pub(super) struct Kernel;
@@ -82,17 +83,8 @@ fn load(x: &[f32], words: &mut [MaybeUninit<u32>; BLOCK]) {
 unsafe fn tile<const R: usize, const P: usize>(t: Tile) {
     let slab = t.slab.cast::<__m512bh>();
     let ahead = const { lines_ahead(R) };
-    let mut sums = [[[_mm512_setzero_ps(); 2]; P]; R];
-    if !t.first {
-        for (r, sums) in sums.iter_mut().enumerate() {
-            for (p, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: row r and panel p of the output tile.
-                let y = unsafe { t.y.add(r * t.y_stride + p * PANEL) };
-                // SAFETY: its 32 columns.
-                *sums = unsafe { [_mm512_loadu_ps(y), _mm512_loadu_ps(y.add(16))] };
-            }
-        }
-    }
+    // SAFETY: the caller's tile.
+    let mut sums = unsafe { load_sums::<R, P>(&t) };
     for s in 0..t.steps {
         let mut columns = [[zero(); 2]; P];
         for (p, columns) in columns.iter_mut().enumerate() {
@@ -117,17 +109,8 @@ unsafe fn tile<const R: usize, const P: usize>(t: Tile) {
             }
         }
     }
-    for (r, sums) in sums.iter().enumerate() {
-        for (p, sums) in sums.iter().enumerate() {
-            // SAFETY: row r and panel p of the output tile.
-            let y = unsafe { t.y.add(r * t.y_stride + p * PANEL) };
-            // SAFETY: its 32 columns.
-            unsafe {
-                _mm512_storeu_ps(y, sums[0]);
-                _mm512_storeu_ps(y.add(16), sums[1]);
-            }
-        }
-    }
+    // SAFETY: the caller's tile.
+    unsafe { store_sums(&t, &sums) };
 }
 
 #[target_feature(enable = "avx512f")]
