@@ -20,7 +20,7 @@ demo: setup           ## Build, and score a few sentences with the demo guard, o
 build: setup          ## Build the library and the command, optimised
 	$(CARGO) build --release
 
-test: setup lint unit abi-panics install-test fuzz  ## Everything that a change must pass
+test: setup lint unit abi-panics install-test asan fuzz  ## Everything that a change must pass
 
 setup:                ## Install the system packages that are missing (Debian, as root)
 	@scripts/setup.sh
