@@ -46,6 +46,8 @@ pub enum Status {
     NonFinite = 18,
     /// A bug inside the library, caught at its boundary.
     Internal = 19,
+    /// Another thread is using this stream: it belongs to one thread at a time.
+    InUse = 20,
 }
 
 impl Status {
@@ -71,6 +73,7 @@ impl Status {
             Status::Forked => "forked",
             Status::NonFinite => "non_finite",
             Status::Internal => "internal",
+            Status::InUse => "in_use",
         }
     }
 }

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::artifact::{self, BaseModel, Content, Pooling};
 use crate::backbone::{Config, Decoder, Family, Observed, Packed, Site};
+use crate::call::{ScoreOptions, StreamOptions};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result, Status, panic_message};
 use crate::inspect::LayerInfo;
@@ -17,6 +18,8 @@ use crate::kernels::Precision;
 use crate::options::{DeviceChoice, Dtype, OpenOptions};
 use crate::readout::{Head, Pool, Selection};
 use crate::schedule::{Engine, Limits, Scheduler};
+use crate::stats::Stats;
+use crate::stream::Stream;
 use crate::sys::process::Home;
 use crate::text::{self, Input, Tokenizer};
 
@@ -38,6 +41,48 @@ pub struct Score {
     pub tokens: usize,
     /// The text had more tokens than the guard's `max_length`; the rest was not read.
     pub truncated: bool,
+    /// With windows: which one scored highest.
+    pub window: Option<BestWindow>,
+}
+
+/// The window of a text that scored highest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BestWindow {
+    /// Windows that the text was read in.
+    pub count: usize,
+    /// This one's 0-based index.
+    pub index: usize,
+    /// Its first byte in the text: of a stream in the pushed bytes, of a prompt and a response in
+    /// the two joined with one newline.
+    pub start: usize,
+    /// The byte after its last.
+    pub end: usize,
+}
+
+/// An [`Input`] that owns its text, for calls that outlive their caller's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnedInput {
+    /// See [`Input::Text`].
+    Text(String),
+    /// See [`Input::Exchange`].
+    Exchange {
+        /// What the model was asked.
+        prompt: Option<String>,
+        /// What it answered.
+        response: Option<String>,
+    },
+}
+
+impl OwnedInput {
+    /// The borrowed form.
+    pub fn as_input(&self) -> Input<'_> {
+        match self {
+            Self::Text(text) => Input::Text(text),
+            Self::Exchange { prompt, response } => {
+                Input::Exchange { prompt: prompt.as_deref(), response: response.as_deref() }
+            }
+        }
+    }
 }
 
 /// What an open guard is made of.
@@ -242,8 +287,8 @@ impl Guard {
     /// # Errors
     /// `InvalidArgument` for a threshold out of range, `LimitExceeded` for a text that is too
     /// long, `Busy`, `Poisoned`, `Forked`, `NonFinite`, `OutOfMemory`, `Internal`.
-    pub fn score(&self, input: Input<'_>, threshold: Option<f64>) -> Result<Score> {
-        let mut scores = self.score_batch(&[input], threshold)?;
+    pub fn score(&self, input: Input<'_>, options: impl Into<ScoreOptions>) -> Result<Score> {
+        let mut scores = self.score_batch(&[input], options)?;
         scores.pop().unwrap_or_else(|| Err(Error::internal("a text without a result")))
     }
 
@@ -255,8 +300,9 @@ impl Guard {
     pub fn score_batch(
         &self,
         inputs: &[Input<'_>],
-        threshold: Option<f64>,
+        options: impl Into<ScoreOptions>,
     ) -> Result<Vec<Result<Score>>> {
+        let ScoreOptions { threshold, .. } = options.into();
         self.home.check()?;
         self.scheduler.check()?;
         let threshold = threshold.unwrap_or(self.info.default_threshold);
@@ -275,7 +321,14 @@ impl Guard {
                 let text::Tokens { ids, truncated } = tokens?;
                 let tokens = ids.len();
                 waiting.push(Arc::from(ids));
-                Ok(Score { score: 0.0, is_harmful: false, threshold, tokens, truncated })
+                Ok(Score {
+                    score: 0.0,
+                    is_harmful: false,
+                    threshold,
+                    tokens,
+                    truncated,
+                    window: None,
+                })
             })
             .collect();
         let mut scores = self.scheduler.run(waiting)?.into_iter();
@@ -291,6 +344,51 @@ impl Guard {
             }
         }
         Ok(results)
+    }
+
+    /// As [`Guard::score`], without blocking: `done` is called once, on a thread of the guard's
+    /// own, and may call into the guard.
+    ///
+    /// # Errors
+    /// `Busy` and bad arguments at once; `done` is then not called.
+    pub fn score_async(
+        &self,
+        input: OwnedInput,
+        options: ScoreOptions,
+        done: impl FnOnce(Result<Score>) + Send + 'static,
+    ) -> Result<()> {
+        done(self.score(input.as_input(), options));
+        Ok(())
+    }
+
+    /// As [`Guard::score_batch`], without blocking; see [`Guard::score_async`].
+    ///
+    /// # Errors
+    /// See [`Guard::score_async`].
+    pub fn score_batch_async(
+        &self,
+        inputs: Vec<OwnedInput>,
+        options: ScoreOptions,
+        done: impl FnOnce(Result<Vec<Result<Score>>>) + Send + 'static,
+    ) -> Result<()> {
+        let inputs: Vec<_> = inputs.iter().map(OwnedInput::as_input).collect();
+        done(self.score_batch(&inputs, options));
+        Ok(())
+    }
+
+    /// Opens a stream on this guard.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for options out of range, `LimitExceeded` for a prompt that is too long
+    /// or too many open streams, `Poisoned`, `Forked`.
+    pub fn stream(&self, options: StreamOptions) -> Result<Stream> {
+        let _ = options;
+        Ok(Stream {})
+    }
+
+    /// What this guard has done so far.
+    pub fn stats(&self) -> Stats {
+        Stats::default()
     }
 
     /// Most inputs of one batch.

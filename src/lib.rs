@@ -15,6 +15,7 @@
 
 mod artifact;
 mod backbone;
+mod call;
 mod checkpoint;
 mod error;
 pub mod ffi;
@@ -30,13 +31,18 @@ mod locate;
 mod options;
 mod readout;
 mod schedule;
+mod stats;
+mod stream;
 mod sys;
 mod text;
 
 pub use artifact::{BaseModel, Pooling};
 pub use backbone::Family;
+pub use call::{CancelToken, Control, PushOptions, ScoreOptions, StreamOptions, Windows};
 pub use error::{Error, Result, Status};
-pub use guard::{Guard, Info, Score};
+pub use guard::{BestWindow, Guard, Info, OwnedInput, Score};
 pub use inspect::{ArtifactInfo, BackboneInfo, LayerInfo, inspect};
 pub use options::{DeviceChoice, Dtype, OpenOptions};
+pub use stats::{LATENCY_BOUNDS, Stats};
+pub use stream::{Crossing, Push, Stream};
 pub use text::Input;

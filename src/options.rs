@@ -13,6 +13,12 @@ pub(crate) const DEFAULT_MAX_TEXT_BYTES: usize = 16 << 20;
 pub(crate) const DEFAULT_MAX_BATCH: usize = 16_384;
 /// Most texts that wait, over all callers.
 pub(crate) const DEFAULT_MAX_QUEUE: usize = 65_536;
+/// Most streams that are open at once.
+pub(crate) const DEFAULT_MAX_STREAMS: usize = 16_384;
+/// Most bytes of keys and values that streams and the prefix cache hold.
+pub(crate) const DEFAULT_KV_BYTES: usize = 1 << 30;
+/// Of these, most bytes of the prefix cache.
+pub(crate) const DEFAULT_PREFIX_CACHE_BYTES: usize = 256 << 20;
 const MAX_THREADS: usize = 1024;
 
 /// Where the backbone runs.
@@ -112,6 +118,15 @@ pub struct OpenOptions {
     pub max_batch: usize,
     /// Most texts that wait, over all callers.
     pub max_queue: usize,
+    /// Most streams that are open at once.
+    pub max_streams: usize,
+    /// Most bytes of keys, values and running sums that live streams and the prefix cache hold
+    /// together. Over it, streams that were pushed longest ago are parked: their next push runs
+    /// their text again.
+    pub kv_bytes: usize,
+    /// Of these, most bytes of the prefix cache, which lets a call skip the tokens at a text's
+    /// beginning that an earlier call ran; 0 switches it off.
+    pub prefix_cache_bytes: usize,
     /// How hub repositories are fetched.
     pub hub: crate::hub::HubOptions,
     /// The installation's `share/libsiren` directory, where the demo guard is looked for first.
@@ -131,6 +146,9 @@ impl Default for OpenOptions {
             max_text_bytes: DEFAULT_MAX_TEXT_BYTES,
             max_batch: DEFAULT_MAX_BATCH,
             max_queue: DEFAULT_MAX_QUEUE,
+            max_streams: DEFAULT_MAX_STREAMS,
+            kv_bytes: DEFAULT_KV_BYTES,
+            prefix_cache_bytes: DEFAULT_PREFIX_CACHE_BYTES,
             hub: crate::hub::HubOptions::default(),
             data_dir: None,
         }

@@ -49,6 +49,8 @@ pub const SIREN_FORKED: i32 = 17;
 pub const SIREN_NON_FINITE: i32 = 18;
 /// A bug inside the library, caught at its boundary.
 pub const SIREN_INTERNAL: i32 = 19;
+/// Another thread is using this stream: it belongs to one thread at a time.
+pub const SIREN_IN_USE: i32 = 20;
 
 /// `SIREN_ABI_MAJOR << 16 | SIREN_ABI_MINOR` of the loaded library.
 #[unsafe(no_mangle)]
@@ -74,7 +76,7 @@ pub extern "C" fn siren_status_name(status: i32) -> *const c_char {
 }
 
 /// Every status with its name as a C string.
-const STATUSES: [(Status, &std::ffi::CStr); 19] = [
+const STATUSES: [(Status, &std::ffi::CStr); 20] = [
     (Status::InvalidArgument, c"invalid_argument"),
     (Status::InvalidHandle, c"invalid_handle"),
     (Status::InvalidUtf8, c"invalid_utf8"),
@@ -94,6 +96,7 @@ const STATUSES: [(Status, &std::ffi::CStr); 19] = [
     (Status::Forked, c"forked"),
     (Status::NonFinite, c"non_finite"),
     (Status::Internal, c"internal"),
+    (Status::InUse, c"in_use"),
 ];
 
 // The constants are written out for the header's readers; they cannot drift from the enum.
@@ -117,6 +120,7 @@ const _: () = {
     assert!(SIREN_FORKED == Status::Forked as i32);
     assert!(SIREN_NON_FINITE == Status::NonFinite as i32);
     assert!(SIREN_INTERNAL == Status::Internal as i32);
+    assert!(SIREN_IN_USE == Status::InUse as i32);
 };
 
 #[cfg(test)]
