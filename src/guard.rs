@@ -9,15 +9,16 @@ use candle_core::Device;
 use rayon::prelude::*;
 
 use crate::artifact::{self, BaseModel, Content, Pooling};
-use crate::backbone::{Config, Decoder, Family, Observed, Packed, Site};
+use crate::backbone::{Config, Decoder, Family, Observed, Site};
 use crate::call::{ScoreOptions, StreamOptions};
 use crate::checkpoint::Checkpoint;
+use crate::engine::{Engine, Job};
 use crate::error::{Error, Result, Status, panic_message};
 use crate::inspect::LayerInfo;
-use crate::kernels::Precision;
+use crate::kernels::{Meter, Precision};
 use crate::options::{DeviceChoice, Dtype, OpenOptions};
-use crate::readout::{Head, Pool, Selection};
-use crate::schedule::{Engine, Limits, Scheduler};
+use crate::readout::{Head, Selection};
+use crate::schedule::{Limits, Scheduler};
 use crate::stats::Stats;
 use crate::stream::Stream;
 use crate::sys::process::Home;
@@ -222,7 +223,7 @@ impl Guard {
         device: &Device,
         precision: Precision,
         pool: &Arc<rayon::ThreadPool>,
-    ) -> Result<(Forward, Tokenizer, Info)> {
+    ) -> Result<(Engine, Tokenizer, Info)> {
         let model_dir = crate::locate::model(options)?;
         let content = artifact::open(&model_dir, options.map)?;
         let backbone_dir = crate::locate::backbone(options, &model_dir, &content.base_model)?;
@@ -266,15 +267,16 @@ impl Guard {
             threads: pool.current_num_threads(),
             weight_bytes: decoder.bytes() + head.bytes(),
         };
-        let forward = Forward {
+        let engine = Engine {
             decoder,
             selection,
             head,
             pool: pool.clone(),
+            meter: Meter::default(),
             #[cfg(feature = "planted-panics")]
             fatal: tokenizer.encode(planted::IN_THE_WORKER, max_length)?.ids,
         };
-        Ok((forward, tokenizer, info))
+        Ok((engine, tokenizer, info))
     }
 
     /// What the guard is made of.
@@ -472,38 +474,21 @@ impl Drop for Guard {
     }
 }
 
-/// The forward pass of a batch, on the guard's own pool.
-struct Forward {
-    decoder: Decoder,
-    selection: Selection,
-    head: Head,
-    pool: Arc<rayon::ThreadPool>,
-    /// Tokens of the text that panics.
-    #[cfg(feature = "planted-panics")]
-    fatal: Vec<u32>,
-}
-
-impl Engine for Forward {
+impl crate::schedule::Engine for Engine {
     fn run(&self, texts: &[Arc<[u32]>]) -> Result<Vec<Result<f32>>> {
-        self.pool.install(|| {
-            #[cfg(feature = "planted-panics")]
-            assert!(texts.iter().all(|text| **text != *self.fatal), "{}", planted::IN_THE_WORKER);
-            let mut batch = Packed::default();
-            for text in texts {
-                batch.push(text);
-            }
-            let mut pool = Pool::new(&self.selection, &batch.spans);
-            self.decoder.forward(&batch, &mut |layer, states| pool.observe(layer, states))?;
-            self.head.scores(pool.finish())
-        })
+        let jobs = texts.iter().map(|tokens| Job::new(tokens.clone())).collect();
+        let mut pass = self.begin(jobs)?;
+        while !self.advance(&mut pass, &vec![true; texts.len()])? {}
+        let ran = self.finish(pass)?;
+        Ok(ran.into_iter().map(|ran| ran.map(|ran| ran.scores[0])).collect())
     }
 }
 
 /// Texts that panic, so that the ABI's tests can watch what a panic does.
 #[cfg(feature = "planted-panics")]
-mod planted {
+pub(crate) mod planted {
     pub(super) const WHILE_PREPARING: &str = "siren: planted panic while preparing";
-    pub(super) const IN_THE_WORKER: &str = "siren: planted panic in the worker";
+    pub(crate) const IN_THE_WORKER: &str = "siren: planted panic in the worker";
 }
 
 fn max_length(options: &OpenOptions, content: &Content, tokenizer: &Tokenizer) -> Result<usize> {

@@ -17,6 +17,7 @@ mod artifact;
 mod backbone;
 mod call;
 mod checkpoint;
+mod engine;
 mod error;
 pub mod ffi;
 #[cfg(fuzzing)]
