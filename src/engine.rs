@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::backbone::{self, Decoder, Segment};
 use crate::error::Result;
 use crate::kernels::{Kv, Meter};
+use crate::prefix_cache::PrefixCache;
 use crate::readout::{Head, Reading, Selection, Taps};
 
 /// Rows of features that go through the head at once.
@@ -18,6 +19,8 @@ pub(crate) struct Engine {
     pub(crate) pool: Arc<rayon::ThreadPool>,
     /// Counts the bytes of everything that is kept of tokens.
     pub(crate) meter: Meter,
+    /// What earlier jobs ran.
+    pub(crate) cache: Arc<PrefixCache>,
     /// Tokens of the text that panics.
     #[cfg(feature = "planted-panics")]
     pub(crate) fatal: Vec<u32>,
@@ -57,10 +60,12 @@ pub(crate) fn common(a: &[u32], b: &[u32]) -> usize {
 pub(crate) struct Job {
     /// The whole text, at least one token.
     pub(crate) tokens: Arc<[u32]>,
-    /// What has run of it before.
+    /// What has run of it before; without it, the prefix cache is asked.
     pub(crate) prefix: Option<Prefix>,
     /// Give back what it takes to go on from here.
     pub(crate) keep: bool,
+    /// Put it into the prefix cache, if that keeps texts of its size.
+    pub(crate) cache: bool,
     /// Score every beginning of the text that ends with this token or a later one, instead of the
     /// whole text alone.
     pub(crate) running_from: Option<usize>,
@@ -69,7 +74,7 @@ pub(crate) struct Job {
 impl Job {
     /// Scores a text as a whole.
     pub(crate) fn new(tokens: Arc<[u32]>) -> Self {
-        Self { tokens, prefix: None, keep: false, running_from: None }
+        Self { tokens, prefix: None, keep: false, cache: true, running_from: None }
     }
 
     fn known(&self) -> usize {
@@ -117,14 +122,17 @@ impl Engine {
             let mut readings = Vec::with_capacity(jobs.len());
             for job in &mut jobs {
                 let tokens = job.tokens.clone();
-                let kept = job.prefix.take();
-                let is_read_whole = kept.is_none() && !job.keep && job.running_from.is_none();
+                let kept = job.prefix.take().or_else(|| self.cache.find(&tokens));
+                let reused = kept.as_ref().map_or(0, |prefix| prefix.length);
+                job.cache &= reused < tokens.len() && self.cache.keeps(tokens.len());
+                let keep = job.keep || job.cache;
+                let is_read_whole = kept.is_none() && !keep && job.running_from.is_none();
                 let (segment, taps) = match kept {
                     Some(Prefix { length, kv, taps, .. }) => {
                         (Segment::resume(tokens, length, kv), Some(taps))
                     }
                     None => {
-                        let segment = Segment::new(&self.decoder, tokens, job.keep, &self.meter);
+                        let segment = Segment::new(&self.decoder, tokens, keep, &self.meter);
                         (segment, None)
                     }
                 };
@@ -202,14 +210,18 @@ impl Engine {
             .zip(segments)
             .zip(scores)
             .map(|(((job, reading), segment), scores)| {
-                let prefix = match (job.keep, reading, segment.into_kv()) {
-                    (true, Reading::Taps(taps), Some(kv)) => {
+                let scores = scores?;
+                let prefix = match (reading, segment.into_kv()) {
+                    (Reading::Taps(taps), Some(kv)) => {
                         let length = job.tokens.len();
                         Some(Prefix { tokens: job.tokens, length, kv, taps })
                     }
                     _ => None,
                 };
-                Ok(Ran { scores: scores?, prefix })
+                if job.cache && let Some(prefix) = &prefix {
+                    self.cache.insert(prefix.clone());
+                }
+                Ok(Ran { scores, prefix: prefix.filter(|_| job.keep) })
             })
             .collect())
     }

@@ -30,12 +30,14 @@ mod json;
 mod kernels;
 mod locate;
 mod options;
+mod prefix_cache;
 mod readout;
 mod schedule;
 mod stats;
 mod stream;
 mod sys;
 mod text;
+mod windows;
 
 pub use artifact::{BaseModel, Pooling};
 pub use backbone::Family;
