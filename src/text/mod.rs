@@ -1,6 +1,8 @@
 //! What a caller gives -> cleaned text -> token ids.
 
 mod clean;
+#[cfg(test)]
+mod testing;
 mod tokenizer;
 
 use std::borrow::Cow;
