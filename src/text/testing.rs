@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Tokenizer;
+use super::{MARKERS, Tokenizer};
 
 /// Where the tokenizer lies that the fixture `llama32-real` leaves out.
 const LLAMA_TOKENIZER: &str = "SIREN_LLAMA_TOKENIZER";
@@ -66,4 +66,22 @@ pub(super) const PIECES: [&str; 72] = [
 
 pub(super) fn text(random: &mut Random) -> String {
     (0..random.below(120)).map(|_| PIECES[random.below(PIECES.len())]).collect()
+}
+
+/// As [`text`], with what cleaning changes: markers, whole and begun, and white space.
+pub(super) fn raw_text(random: &mut Random) -> String {
+    const SPACE: [&str; 9] =
+        [" ", "\t", "\n", "\n\n\n", " \n ", "\r\n", "\u{a0}", "\u{1c}", "\u{1f}\u{85}"];
+    let mut raw = String::new();
+    for _ in 0..random.below(120) {
+        let marker = MARKERS[random.below(MARKERS.len())];
+        raw.push_str(match random.below(16) {
+            0 => marker,
+            1 => &marker[..1 + random.below(marker.len())],
+            2..4 => SPACE[random.below(SPACE.len())],
+            4..7 => ["a", " b", ". The", " words", "好，世"][random.below(5)],
+            _ => PIECES[random.below(PIECES.len())],
+        });
+    }
+    raw
 }

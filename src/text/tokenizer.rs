@@ -43,7 +43,7 @@ pub(crate) struct Token {
     pub(crate) id: u32,
     /// Byte where its own characters begin.
     pub(crate) start: usize,
-    /// Byte where the next token's begin, or its own end if that is later.
+    /// Byte where they end.
     pub(crate) end: usize,
 }
 
@@ -175,16 +175,23 @@ impl Tokenizer {
         let (mut start, mut end) = (at, at);
         tokens.extend(encoding.get_ids().iter().zip(encoding.get_offsets()).map(
             |(&id, offsets)| {
-                // Normalising may exchange marks, and leaves out what it composes with what stands before.
+                // Normalising may exchange marks.
                 start = start.max(at + offsets.0);
                 end = end.max(at + offsets.1);
                 Token { id, start, end }
             },
         ));
         let mut next = at + piece.len();
+        // Normalising leaves out a mark that it composes with the character before.
+        let mut left_out = next..next;
         for token in tokens[first..].iter_mut().rev() {
-            token.end = token.end.max(next);
+            if token.end < next {
+                left_out = token.end..next;
+            }
             next = token.start;
+            if token.end == left_out.start {
+                token.end = left_out.end;
+            }
         }
         Ok(())
     }
@@ -341,9 +348,21 @@ mod tests {
     use crate::text::testing::{Random, fixture, fixture_names, fixtures, text};
     use crate::text::{Input, clean};
 
-    /// The ids of a text that is tokenised in one piece.
-    fn ids_of(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
-        tokenizer.inner.encode_fast(text, false).unwrap().get_ids().to_vec()
+    impl Tokenizer {
+        /// The ids of a text that is tokenised in one piece.
+        pub(in crate::text) fn in_one_piece(&self, text: &str) -> Vec<u32> {
+            self.inner.encode_fast(text, false).unwrap().get_ids().to_vec()
+        }
+
+        /// The text that one token stands for.
+        pub(in crate::text) fn decoded(&self, id: u32) -> String {
+            self.inner.decode(&[id], false).unwrap()
+        }
+
+        /// This one, as if nothing were known of its boundaries.
+        pub(in crate::text) fn undivided(self) -> Self {
+            Self { splits_at_boundaries: false, ..self }
+        }
     }
 
     fn boundary(text: &str, from: usize) -> Option<usize> {
@@ -385,7 +404,7 @@ mod tests {
                 if text.is_empty() {
                     continue;
                 }
-                let whole = ids_of(&tokenizer, &text);
+                let whole = tokenizer.in_one_piece(&text);
                 let [room, piece] = [random.below(80), 1 + random.below(100)];
                 early += usize::from(boundary(&text, piece).is_some());
                 let found = tokenizer.locate_in_pieces(&text, room, piece).unwrap();
@@ -406,11 +425,11 @@ mod tests {
             let mut random = Random(7);
             for _ in 0..60 {
                 let text = text(&mut random);
-                let whole = ids_of(&tokenizer, &text);
+                let whole = tokenizer.in_one_piece(&text);
                 let mut from = 0;
                 while let Some(at) = boundary(&text, from) {
-                    let head = ids_of(&tokenizer, &text[..at]);
-                    let tail = ids_of(&tokenizer, &text[at..]);
+                    let head = tokenizer.in_one_piece(&text[..at]);
+                    let tail = tokenizer.in_one_piece(&text[at..]);
                     assert_eq!([head, tail].concat(), whole, "{name}, byte {at}: {text:?}");
                     from = at + 1;
                 }
@@ -425,7 +444,7 @@ mod tests {
             let mut random = Random(9);
             let long: String = (0..200).map(|_| text(&mut random)).collect();
             assert!(boundary(&long, MIN_PIECE_BYTES).is_some());
-            let whole = ids_of(&tokenizer, &long);
+            let whole = tokenizer.in_one_piece(&long);
             for room in [1, 8, 500, whole.len() - 1, whole.len(), whole.len() + 1] {
                 let found = tokenizer.encode(&long, tokenizer.special_count() + room).unwrap();
                 let kept = &whole[..room.min(whole.len())];
