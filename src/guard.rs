@@ -151,7 +151,7 @@ impl Info {
 /// An open guard: immutable, shared by any number of threads.
 pub struct Guard {
     // Dropped in this order: the scheduler ends its worker while the pool still stands.
-    scheduler: Scheduler,
+    scheduler: Scheduler<Forward>,
     pool: Arc<rayon::ThreadPool>,
     tokenizer: Tokenizer,
     options: OpenOptions,
@@ -204,7 +204,7 @@ impl Guard {
         pool.install(|| Self::load(&options, &device, precision, &pool)).and_then(
             |(engine, tokenizer, info)| {
                 let limits = Limits { queue: options.max_queue, batch_tokens: BATCH_TOKENS };
-                let scheduler = Scheduler::start(Arc::new(engine), limits)?;
+                let scheduler = Scheduler::start(Arc::new(engine), limits, Arc::default())?;
                 Ok(Self {
                     scheduler,
                     pool: pool.clone(),
@@ -302,7 +302,7 @@ impl Guard {
         inputs: &[Input<'_>],
         options: impl Into<ScoreOptions>,
     ) -> Result<Vec<Result<Score>>> {
-        let ScoreOptions { threshold, .. } = options.into();
+        let ScoreOptions { threshold, control, .. } = options.into();
         self.home.check()?;
         self.scheduler.check()?;
         let threshold = threshold.unwrap_or(self.info.default_threshold);
@@ -331,7 +331,7 @@ impl Guard {
                 })
             })
             .collect();
-        let mut scores = self.scheduler.run(waiting)?.into_iter();
+        let mut scores = self.scheduler.run(waiting, &control)?.into_iter();
         for result in &mut results {
             let Ok(score) = result else { continue };
             match scores.next() {
@@ -483,9 +483,28 @@ struct Forward {
     fatal: Vec<u32>,
 }
 
+/// Texts that run together, and their scores once they have.
+struct Batch {
+    texts: Vec<Arc<[u32]>>,
+    scores: Vec<Result<f32>>,
+}
+
 impl Engine for Forward {
-    fn run(&self, texts: &[Arc<[u32]>]) -> Result<Vec<Result<f32>>> {
-        self.pool.install(|| {
+    type Job = Arc<[u32]>;
+    type Output = f32;
+    type Pass = Batch;
+
+    fn tokens(&self, job: &Arc<[u32]>) -> usize {
+        job.len()
+    }
+
+    fn begin(&self, texts: Vec<Arc<[u32]>>) -> Result<Batch> {
+        Ok(Batch { texts, scores: Vec::new() })
+    }
+
+    fn advance(&self, pass: &mut Batch, _live: &[bool]) -> Result<bool> {
+        pass.scores = self.pool.install(|| {
+            let texts = &pass.texts;
             #[cfg(feature = "planted-panics")]
             assert!(texts.iter().all(|text| **text != *self.fatal), "{}", planted::IN_THE_WORKER);
             let mut batch = Packed::default();
@@ -495,7 +514,12 @@ impl Engine for Forward {
             let mut pool = Pool::new(&self.selection, &batch.spans);
             self.decoder.forward(&batch, &mut |layer, states| pool.observe(layer, states))?;
             self.head.scores(pool.finish())
-        })
+        })?;
+        Ok(true)
+    }
+
+    fn finish(&self, pass: Batch) -> Result<Vec<Result<f32>>> {
+        Ok(pass.scores)
     }
 }
 
