@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::kernels::{Kv, Meter};
 use crate::prefix_cache::PrefixCache;
 use crate::readout::{Head, Reading, Selection, Taps};
+use crate::schedule;
 
 /// Rows of features that go through the head at once.
 const HEAD_ROWS: usize = 256;
@@ -102,15 +103,21 @@ impl Engine {
     pub(crate) fn token_bytes(&self) -> usize {
         self.decoder.kv_shape().token_bytes() + self.selection.token_bytes()
     }
+}
+
+impl schedule::Engine for Engine {
+    type Job = Job;
+    type Output = Ran;
+    type Pass = Pass;
 
     /// Tokens that `job` has still to run.
-    pub(crate) fn tokens(&self, job: &Job) -> usize {
+    fn tokens(&self, job: &Job) -> usize {
         job.tokens.len() - job.known()
     }
 
     /// # Errors
     /// `OutOfMemory`; `Internal` when the device fails.
-    pub(crate) fn begin(&self, mut jobs: Vec<Job>) -> Result<Pass> {
+    fn begin(&self, mut jobs: Vec<Job>) -> Result<Pass> {
         self.pool.install(|| {
             #[cfg(feature = "planted-panics")]
             assert!(
@@ -153,7 +160,7 @@ impl Engine {
     ///
     /// # Errors
     /// `Internal` when the device fails.
-    pub(crate) fn advance(&self, pass: &mut Pass, live: &[bool]) -> Result<bool> {
+    fn advance(&self, pass: &mut Pass, live: &[bool]) -> Result<bool> {
         let Pass { readings, pass, .. } = pass;
         self.pool.install(|| {
             pass.advance(&self.decoder, |i| live[i], &mut |layer, states, parts| {
@@ -172,7 +179,7 @@ impl Engine {
     ///
     /// # Errors
     /// Of the whole: `Internal`, `OutOfMemory`. Of one job: `NonFinite`.
-    pub(crate) fn finish(&self, pass: Pass) -> Result<Vec<Result<Ran>>> {
+    fn finish(&self, pass: Pass) -> Result<Vec<Result<Ran>>> {
         let Pass { jobs, mut readings, pass } = pass;
         let mut scores: Vec<Result<Vec<f32>>> = jobs.iter().map(|_| Ok(vec![])).collect();
         self.pool.install(|| {
@@ -218,7 +225,9 @@ impl Engine {
                     }
                     _ => None,
                 };
-                if job.cache && let Some(prefix) = &prefix {
+                if job.cache
+                    && let Some(prefix) = &prefix
+                {
                     self.cache.insert(prefix.clone());
                 }
                 Ok(Ran { scores, prefix: prefix.filter(|_| job.keep) })

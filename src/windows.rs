@@ -71,8 +71,7 @@ mod tests {
     #[test]
     fn windows_cover_a_text_without_gaps_and_end_with_it() {
         for (room, stride) in [(4, 2), (4, 4), (5, 3), (1, 1), (7, 1)] {
-            let layout =
-                Layout::new(Windows { tokens: room + 1, stride }, room + 1, 1).unwrap();
+            let layout = Layout::new(Windows { tokens: room + 1, stride }, room + 1, 1).unwrap();
             for tokens in 1..60 {
                 let count = layout.count(tokens);
                 let mut next = 0;

@@ -146,9 +146,8 @@ impl Core {
     ) {
         // Whether or not the queue takes the jobs, one of the two calls it.
         let done = Arc::new(Mutex::new(Some(done)));
-        let take = |done: &Mutex<Option<_>>| {
-            done.lock().unwrap_or_else(PoisonError::into_inner).take()
-        };
+        let take =
+            |done: &Mutex<Option<_>>| done.lock().unwrap_or_else(PoisonError::into_inner).take();
         let queued = self.scheduler.submit(jobs, control, {
             let done = done.clone();
             move |ran| {

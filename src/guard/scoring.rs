@@ -86,11 +86,7 @@ impl Core {
         Ok(())
     }
 
-    fn check_options(
-        &self,
-        count: usize,
-        options: &ScoreOptions,
-    ) -> Result<(f64, Option<Layout>)> {
+    fn check_options(&self, count: usize, options: &ScoreOptions) -> Result<(f64, Option<Layout>)> {
         let threshold = self.threshold(options.threshold)?;
         let layout = options.windows.map(|windows| self.layout(windows)).transpose()?;
         self.check_batch(count)?;

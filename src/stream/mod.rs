@@ -332,8 +332,7 @@ impl Taken {
             })
             .collect();
         let mut state = self.state()?.clone();
-        let scored =
-            state.track.update(&shared.rules, &mut state.growing, next, wanted, ran)?;
+        let scored = state.track.update(&shared.rules, &mut state.growing, next, wanted, ran)?;
         state.pushed = pushed;
         state.split = split;
         state.finished = last;

@@ -108,8 +108,8 @@ impl Track {
                             .take(known.end - first)
                             .collect();
                     }
-                    wanted.score = (old.tokens == wanted.tokens && wanted.known.len()
-                        == range.end - first)
+                    wanted.score = (old.tokens == wanted.tokens
+                        && wanted.known.len() == range.end - first)
                         .then_some(old.score);
                 }
                 wanted
@@ -263,8 +263,7 @@ impl Wanted {
         }
         let range = rules.layout.range(self.index, view_len);
         let from = self.first + self.known.len();
-        let running_from =
-            (from < range.end).then(|| rules.around.0.len() + from - range.start);
+        let running_from = (from < range.end).then(|| rules.around.0.len() + from - range.start);
         Some(Job {
             prefix: prefix.and_then(|prefix| prefix.of(&self.tokens)),
             keep: keeps(self.tokens.len()),

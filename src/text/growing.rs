@@ -147,6 +147,11 @@ impl Growing {
         View { growing: self, next }
     }
 
+    /// Bytes that the next call cleans and tokenises again.
+    pub(crate) fn unsettled_bytes(&self) -> usize {
+        self.tail.len()
+    }
+
     /// Drops what is known of the settled tokens before `index`.
     pub(crate) fn forget_before(&mut self, index: usize) {
         let known = index.min(self.settled_len()).saturating_sub(self.forgotten);

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 pub use clean::MARKERS;
 pub(crate) use clean::clean;
 pub(crate) use growing::{Growing, Next, View};
-pub(crate) use tokenizer::{Token, Tokenizer, Tokens};
+pub(crate) use tokenizer::Tokenizer;
 
 /// What is scored: a text, or a prompt and the response to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

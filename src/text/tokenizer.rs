@@ -112,6 +112,11 @@ impl Tokenizer {
         Ok(Self { inner, prefix, suffix, splits_at_boundaries })
     }
 
+    /// The special tokens before and after every text.
+    pub(crate) fn special(&self) -> (&[u32], &[u32]) {
+        (&self.prefix, &self.suffix)
+    }
+
     /// Special tokens that every text gets.
     pub(crate) fn special_count(&self) -> usize {
         self.prefix.len() + self.suffix.len()
