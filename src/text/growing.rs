@@ -37,8 +37,9 @@ pub(crate) struct Next {
     full: bool,
     /// There are more tokens than the limit.
     pub(crate) truncated: bool,
-    /// Offset in the pushed bytes from which on they are held back: more text may make a marker of
-    /// them, or of what follows them, or they are white space at the end.
+    /// Offset in the pushed bytes from which on they are held back: more text may still make a
+    /// marker of them, or they are white space before that or at the end. Once the limit's tokens
+    /// are settled nothing is held back.
     pub(crate) held_from: usize,
 }
 
@@ -93,7 +94,7 @@ impl Growing {
         let cleaned = Collapsed::new(&tail);
         let Range { mut start, end } = cleaned.stripped();
         if base > 0 {
-            // Here the text does not begin: this is a blank between two words.
+            // The tail begins inside the text, maybe with the blank between two words.
             start = 0;
         }
         let room = limit.saturating_sub(self.settled_len());
