@@ -120,7 +120,7 @@ impl Growing {
         if full {
             tail = String::new();
         } else if located.boundary > 0 {
-            tail.drain(..cleaned.start(start + located.boundary));
+            tail = tail.split_off(cleaned.start(start + located.boundary));
         }
         Ok(Next {
             settled: located.settled.min(room),
