@@ -120,6 +120,8 @@ pub struct Info {
     pub threads: usize,
     /// Bytes of the linear layers' weights in memory, backbone and head.
     pub weight_bytes: usize,
+    /// SHA-256 over `siren_config.json` and then `siren.safetensors`, in hexadecimal.
+    pub artifact_sha256: String,
 }
 
 impl Info {
@@ -144,6 +146,7 @@ impl Info {
             "dtype": self.dtype,
             "threads": self.threads,
             "weight_bytes": self.weight_bytes,
+            "artifact_sha256": self.artifact_sha256,
         })
     }
 }
@@ -265,6 +268,7 @@ impl Guard {
             },
             threads: pool.current_num_threads(),
             weight_bytes: decoder.bytes() + head.bytes(),
+            artifact_sha256: content.sha256,
         };
         let forward = Forward {
             decoder,
