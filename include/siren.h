@@ -812,11 +812,6 @@ typedef void (*siren_push_callback)(void *user_data,
                                     const struct siren_push_result *result,
                                     const struct siren_error *error);
 
-/**
- * Upper bounds of the latency histogram's buckets in seconds; a last bucket holds the rest.
- */
-#define LATENCY_BOUNDS { 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, }
-
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
