@@ -51,6 +51,30 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every status, in the order of their numbers.
+    pub(crate) const ALL: [Status; 20] = [
+        Status::InvalidArgument,
+        Status::InvalidHandle,
+        Status::InvalidUtf8,
+        Status::NotFound,
+        Status::Io,
+        Status::InvalidModel,
+        Status::Unsupported,
+        Status::Network,
+        Status::Unauthorized,
+        Status::Offline,
+        Status::LimitExceeded,
+        Status::OutOfMemory,
+        Status::Busy,
+        Status::Cancelled,
+        Status::DeadlineExceeded,
+        Status::Poisoned,
+        Status::Forked,
+        Status::NonFinite,
+        Status::Internal,
+        Status::InUse,
+    ];
+
     /// The constant's name in `siren.h`, without its prefix, in lower case.
     pub fn name(self) -> &'static str {
         match self {

@@ -18,6 +18,7 @@ mod audit;
 mod backbone;
 mod call;
 mod checkpoint;
+mod engine;
 mod error;
 pub mod ffi;
 #[cfg(fuzzing)]
@@ -30,12 +31,14 @@ mod json;
 mod kernels;
 mod locate;
 mod options;
+mod prefix_cache;
 mod readout;
 mod schedule;
 mod stats;
 mod stream;
 mod sys;
 mod text;
+mod windows;
 
 pub use artifact::{BaseModel, Pooling};
 pub use backbone::Family;

@@ -1,6 +1,5 @@
-//! The decoder's blocks, over packed texts: no padding, and no block past the last observed one.
+//! The decoder's blocks, on packed rows: no padding, and no block past the last observed one.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -11,26 +10,7 @@ use super::embedding::Embedding;
 use super::rope::Rope;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::kernels::{self, HeadNorms, Heads, Linear, LinearLoader, Precision};
-
-/// Tokens that go through a block's MLP at once: its intermediate states are the widest there are,
-/// and this keeps their size apart from the text's length.
-const MLP_CHUNK: usize = 512;
-
-/// Texts side by side: `tokens[spans[i]]` is text `i`.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Packed {
-    pub(crate) tokens: Vec<u32>,
-    pub(crate) spans: Vec<Range<usize>>,
-}
-
-impl Packed {
-    pub(crate) fn push(&mut self, tokens: &[u32]) {
-        let start = self.tokens.len();
-        self.tokens.extend_from_slice(tokens);
-        self.spans.push(start..self.tokens.len());
-    }
-}
+use crate::kernels::{self, HeadNorms, Heads, KvShape, Linear, LinearLoader, Precision, Span};
 
 /// Where in a block the hidden states are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,73 +128,83 @@ impl Decoder {
         self.bytes
     }
 
-    /// Runs `batch` and shows each observed state, `[tokens, hidden_size]`, in layer order.
-    ///
-    /// # Errors
-    /// Those of `observe`; `Internal` when the device fails.
-    pub(crate) fn forward(
-        &self,
-        batch: &Packed,
-        observe: &mut dyn FnMut(usize, &Tensor) -> Result<()>,
-    ) -> Result<()> {
-        let heads = heads(&self.config);
-        let eps = self.config.rms_norm_eps;
-        let (cos, sin) = self.rotations(batch)?;
-        let mut x = self.embedding.rows(&batch.tokens)?;
-        for (layer, block) in self.blocks.iter().enumerate() {
-            let normed = kernels::rms_norm(&x, &block.input_norm, eps)?;
-            let qkv = block.qkv.forward(&normed)?;
-            let qkv = kernels::norm_and_rotate(qkv, &cos, &sin, block.head_norms.as_ref(), heads)?;
-            let attended = kernels::attention(&qkv, &batch.spans, heads)?;
-            x = kernels::add(x, &block.output.forward(&attended)?)?;
-            let mlp = block.mlp(&x, eps)?;
-            let is_observed = self.observed.layers.binary_search(&layer).is_ok();
-            if is_observed && self.observed.site == Site::Mlp {
-                observe(layer, &mlp)?;
-            }
-            x = kernels::add(x, &mlp)?;
-            if is_observed && self.observed.site == Site::Residual {
-                match &self.norm {
-                    Some(norm) if layer + 1 == self.config.num_hidden_layers => {
-                        observe(layer, &kernels::rms_norm(&x, norm, eps)?)?;
-                    }
-                    _ => observe(layer, &x)?,
-                }
-            }
-        }
-        Ok(())
+    /// The device that it runs on.
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
     }
 
-    /// Cosines and sines of every token's position in its own text.
-    fn rotations(&self, batch: &Packed) -> Result<(Tensor, Tensor)> {
-        let positions = batch.spans.iter().flat_map(|span| 0..span.len());
+    /// What the keys and values of all its blocks look like.
+    pub(crate) fn kv_shape(&self) -> KvShape {
+        KvShape { layers: self.blocks.len(), heads: heads(&self.config) }
+    }
+
+    /// Hidden states of `tokens` before the first block, `[tokens, hidden_size]`.
+    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        self.embedding.rows(tokens)
+    }
+
+    /// Cosines and sines of tokens at `positions` of their texts, `[tokens, head_dim / 2]` each.
+    pub(super) fn rotations(
+        &self,
+        positions: impl Iterator<Item = usize>,
+    ) -> Result<(Tensor, Tensor)> {
         let (cos, sin) = self.rope.rows(positions);
-        let shape = (batch.tokens.len(), self.config.head_dim / 2);
+        let half = self.config.head_dim / 2;
         let place = |values: Vec<f32>| -> Result<Tensor> {
+            let shape = (values.len() / half, half);
             Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
         };
         Ok((place(cos)?, place(sin)?))
     }
+
+    /// Runs one block on packed rows, `[rows, hidden_size]`, and shows what is observed of it.
+    ///
+    /// `attend` turns joined queries, keys and values, normed and rotated, into the attention's
+    /// output, `[rows, query * dim]`.
+    ///
+    /// # Errors
+    /// Those of `attend` and `observe`; `Internal` when the device fails.
+    pub(super) fn block(
+        &self,
+        layer: usize,
+        x: Tensor,
+        (cos, sin): &(Tensor, Tensor),
+        attend: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
+        observe: &mut dyn FnMut(&Tensor) -> Result<()>,
+    ) -> Result<Tensor> {
+        let block = &self.blocks[layer];
+        let eps = self.config.rms_norm_eps;
+        let normed = kernels::rms_norm(&x, &block.input_norm, eps)?;
+        let qkv = block.qkv.forward(&normed)?;
+        let norms = block.head_norms.as_ref();
+        let qkv = kernels::norm_and_rotate(qkv, cos, sin, norms, heads(&self.config))?;
+        let x = kernels::add(x, &block.output.forward(&attend(&qkv)?)?)?;
+        let normed = kernels::rms_norm(&x, &block.post_attention_norm, eps)?;
+        let gate_up = block.gate_up.forward(&normed)?;
+        let mlp = block.down.forward(&kernels::silu_mul(&gate_up)?)?;
+        let is_observed = self.observed.layers.binary_search(&layer).is_ok();
+        if is_observed && self.observed.site == Site::Mlp {
+            observe(&mlp)?;
+        }
+        let x = kernels::add(x, &mlp)?;
+        if is_observed && self.observed.site == Site::Residual {
+            match &self.norm {
+                Some(norm) if layer + 1 == self.config.num_hidden_layers => {
+                    observe(&kernels::rms_norm(&x, norm, eps)?)?;
+                }
+                _ => observe(&x)?,
+            }
+        }
+        Ok(x)
+    }
+
+    /// Attention inside each span's own text.
+    pub(super) fn attend(&self, qkv: &Tensor, spans: &[Span<'_>]) -> Result<Tensor> {
+        Ok(kernels::attention(qkv, spans, heads(&self.config))?)
+    }
 }
 
 impl Block {
-    fn mlp(&self, x: &Tensor, eps: f64) -> Result<Tensor> {
-        let tokens = x.dim(0)?;
-        let run = |x: &Tensor| -> Result<Tensor> {
-            let normed = kernels::rms_norm(x, &self.post_attention_norm, eps)?;
-            let gate_up = self.gate_up.forward(&normed)?;
-            Ok(self.down.forward(&kernels::silu_mul(&gate_up)?)?)
-        };
-        if tokens <= MLP_CHUNK {
-            return run(x);
-        }
-        let chunks = (0..tokens)
-            .step_by(MLP_CHUNK)
-            .map(|start| run(&x.narrow(0, start, MLP_CHUNK.min(tokens - start))?))
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Tensor::cat(&chunks, 0)?)
-    }
-
     fn bytes(&self) -> usize {
         [&self.qkv, &self.output, &self.gate_up, &self.down].iter().map(|l| l.bytes()).sum()
     }

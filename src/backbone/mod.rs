@@ -1,4 +1,4 @@
-//! One decoder for Qwen3 and Llama 3: config, weights, rotary embedding, blocks.
+//! One decoder for Qwen3 and Llama 3: config, weights, rotary embedding, blocks, passes.
 //!
 //! It reads token ids and shows hidden states to an observer. It has no language-model head, and
 //! holds no block past the last one that is observed.
@@ -6,8 +6,10 @@
 mod config;
 mod decoder;
 mod embedding;
+mod pass;
 mod rope;
 
 pub(crate) use config::Config;
 pub use config::Family;
-pub(crate) use decoder::{Decoder, Observed, Packed, Site};
+pub(crate) use decoder::{Decoder, Observed, Site};
+pub(crate) use pass::{Pass, Segment};

@@ -31,6 +31,8 @@ pub struct siren_guard_stats {
     pub texts: u64,
     /// Pushes to streams.
     pub pushes: u64,
+    /// Results, of inputs and pushes, that were harmful.
+    pub harmful: u64,
     /// Tokens that ran through the backbone.
     pub tokens: u64,
     /// Tokens that an earlier call or push had run.
@@ -43,6 +45,8 @@ pub struct siren_guard_stats {
     pub passes: u64,
     /// Sequences over all passes; divided by `passes`, the mean batch.
     pub pass_sequences: u64,
+    /// Time in passes, in seconds: its growth over a second is how busy the guard is, 0 to 1.
+    pub pass_seconds: f64,
     /// Tokens that one pass takes at most before a text runs alone: `tokens` divided by `passes`
     /// times this is how full batches are.
     pub pass_tokens_limit: u64,
@@ -71,10 +75,10 @@ pub struct siren_guard_stats {
 // SAFETY: repr(C), size first; numbers.
 unsafe impl AbiStruct for siren_guard_stats {
     const NAME: &'static str = "siren_guard_stats";
-    const FIRST_SIZE: usize = 528;
+    const FIRST_SIZE: usize = 544;
 }
 
-const _: () = assert!(size_of::<siren_guard_stats>() == 528);
+const _: () = assert!(size_of::<siren_guard_stats>() == 544);
 
 /// Prepares `stats`, a struct of `struct_size` bytes, for use. Returns `SIREN_OK` or
 /// `SIREN_INVALID_ARGUMENT`.
@@ -130,12 +134,14 @@ fn stats_of(stats: Stats) -> siren_guard_stats {
         requests,
         texts,
         pushes,
+        harmful,
         tokens,
         tokens_reused,
         truncated,
         queue_depth,
         passes,
         pass_sequences,
+        pass_seconds,
         pass_tokens_limit,
         latency_counts,
         latency_sum,
@@ -153,12 +159,14 @@ fn stats_of(stats: Stats) -> siren_guard_stats {
         requests,
         texts,
         pushes,
+        harmful,
         tokens,
         tokens_reused,
         truncated,
         queue_depth,
         passes,
         pass_sequences,
+        pass_seconds,
         pass_tokens_limit,
         latency_counts,
         latency_sum,

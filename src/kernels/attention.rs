@@ -7,7 +7,8 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{Heads, math, values};
+use super::kv::{Kv, PAGE_TOKENS, Pages};
+use super::{Heads, Span, math, values};
 
 /// Keys in a block. Blocks start at multiples of it, counted from the text's first token, so that
 /// a query's result does not depend on how the queries were shared out.
@@ -17,9 +18,11 @@ const MAX_ROWS_PER_TASK: usize = 32;
 /// Query rows that share a block's loads.
 const TILE: usize = 4;
 
+const _: () = assert!(KEYS.is_multiple_of(PAGE_TOKENS));
+
 /// See [`super::attention`].
 pub(super) struct Attention<'a> {
-    pub(super) spans: &'a [Range<usize>],
+    pub(super) spans: &'a [Span<'a>],
     pub(super) heads: Heads,
 }
 
@@ -31,38 +34,71 @@ impl CustomOp1 for Attention<'_> {
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let qkv = values(qkv, layout)?;
         let (tokens, _) = layout.shape().dims2()?;
-        let width = self.heads.query * self.heads.dim;
-        let mut out = vec![0f32; tokens * width];
-        let per_task = tokens.div_ceil(4 * rayon::current_num_threads());
+        let Heads { query, key_value, dim } = self.heads;
+        let width = query * dim;
+        let per_task = (tokens * key_value).div_ceil(4 * rayon::current_num_threads());
         let per_task = per_task.clamp(TILE, MAX_ROWS_PER_TASK);
-        let mut tasks = Vec::new();
-        let mut rest = out.as_mut_slice();
-        let mut covered = 0;
+        let mut strips = Vec::new();
         for span in self.spans {
-            rest = rest.split_at_mut((span.start - covered) * width).1;
-            covered = span.end;
-            let text = &qkv[span.start * self.heads.qkv()..span.end * self.heads.qkv()];
-            for start in (0..span.len()).step_by(per_task) {
-                let rows = start..span.len().min(start + per_task);
-                let (mine, others) = rest.split_at_mut(rows.len() * width);
+            let Kv::Pages(pages) = span.kv else {
+                candle_core::bail!("keys of another device for attention on the CPU")
+            };
+            for start in span.rows.clone().step_by(per_task) {
+                let rows = start..span.rows.end.min(start + per_task);
+                strips.push((pages, span.layer, rows, span.position + start - span.rows.start));
+            }
+        }
+        // By strip and key head, so that each task writes a slice of its own.
+        let mut by_head = vec![0f32; tokens * width];
+        let mut tasks = Vec::new();
+        let mut rest = by_head.as_mut_slice();
+        for (pages, layer, rows, position) in &strips {
+            for head in 0..key_value {
+                let (out, others) = rest.split_at_mut(rows.len() * width / key_value);
                 rest = others;
-                tasks.push(Task { text, rows, heads: self.heads, out: mine });
+                tasks.push(Task {
+                    qkv: &qkv[rows.start * self.heads.qkv()..rows.end * self.heads.qkv()],
+                    pages,
+                    layer: *layer,
+                    head,
+                    positions: *position..position + rows.len(),
+                    heads: self.heads,
+                    out,
+                });
             }
         }
         // The last queries of a text see the most keys: start with them.
-        tasks.sort_by_key(|task| std::cmp::Reverse(task.rows.end));
+        tasks.sort_by_key(|task| std::cmp::Reverse(task.positions.end));
         let arch = Arch::new();
         tasks.into_par_iter().for_each(|task| arch.dispatch(task));
+
+        let mut out = vec![0f32; tokens * width];
+        let mut from = by_head.as_slice();
+        for (_, _, rows, _) in strips {
+            let (strip, others) = from.split_at(rows.len() * width);
+            from = others;
+            let group = width / key_value;
+            for (head, part) in strip.chunks_exact(rows.len() * group).enumerate() {
+                for (row, part) in rows.clone().zip(part.chunks_exact(group)) {
+                    out[row * width + head * group..][..group].copy_from_slice(part);
+                }
+            }
+        }
         Ok((CpuStorage::F32(out), Shape::from((tokens, width))))
     }
 }
 
-/// The attention of some query rows of one text, over every head.
+/// The attention of some query rows of one text, for one key head.
 struct Task<'a> {
-    /// The text's rows of queries, keys and values.
-    text: &'a [f32],
-    rows: Range<usize>,
+    /// The rows' queries, keys and values.
+    qkv: &'a [f32],
+    pages: &'a Pages,
+    layer: usize,
+    head: usize,
+    /// Where in their text the rows stand.
+    positions: Range<usize>,
     heads: Heads,
+    /// `[rows, group * dim]`
     out: &'a mut [f32],
 }
 
@@ -93,7 +129,7 @@ impl WithSimd for Task<'_> {
         let Heads { query, key_value, dim } = self.heads;
         let group = query / key_value;
         let padded = dim.next_multiple_of(2 * S::F32_LANES);
-        let queries = self.rows.len() * group;
+        let queries = self.positions.len() * group;
         let mut scratch = Scratch {
             group,
             dim,
@@ -102,35 +138,29 @@ impl WithSimd for Task<'_> {
             keys: vec![0.0; dim * KEYS],
             values: vec![0.0; KEYS * padded],
             sums: vec![0.0; queries * padded],
-            maxima: vec![0.0; queries],
+            maxima: vec![f32::NEG_INFINITY; queries],
             totals: vec![0.0; queries],
         };
-        for head in 0..key_value {
-            self.load_queries(&mut scratch, head);
-            for start in (0..self.rows.end).step_by(KEYS) {
-                let count = KEYS.min(self.rows.end - start);
-                self.load_block(&mut scratch, head, start, count);
-                let first = self.rows.start.max(start) - self.rows.start;
-                let mut at = first * group;
-                while at + TILE <= queries {
-                    attend_block::<S, TILE>(simd, &mut scratch, at, self.rows.start, start);
-                    at += TILE;
-                }
-                while at < queries {
-                    attend_block::<S, 1>(simd, &mut scratch, at, self.rows.start, start);
-                    at += 1;
-                }
+        self.load_queries(&mut scratch);
+        let mut pages = self.pages.head(self.layer, self.head);
+        for start in (0..self.positions.end).step_by(KEYS) {
+            let count = KEYS.min(self.positions.end - start);
+            load_block(&mut scratch, &mut pages, count);
+            let first = self.positions.start.max(start) - self.positions.start;
+            let mut at = first * group;
+            while at + TILE <= queries {
+                attend_block::<S, TILE>(simd, &mut scratch, at, self.positions.start, start);
+                at += TILE;
             }
-            for (i, row) in self.out.chunks_exact_mut(query * dim).enumerate() {
-                for j in 0..group {
-                    let at = i * group + j;
-                    let total = scratch.totals[at];
-                    let sums = &scratch.sums[at * padded..][..dim];
-                    let out = &mut row[(head * group + j) * dim..][..dim];
-                    for (out, sum) in out.iter_mut().zip(sums) {
-                        *out = sum / total;
-                    }
-                }
+            while at < queries {
+                attend_block::<S, 1>(simd, &mut scratch, at, self.positions.start, start);
+                at += 1;
+            }
+        }
+        for (at, out) in self.out.chunks_exact_mut(dim).enumerate() {
+            let total = scratch.totals[at];
+            for (out, sum) in out.iter_mut().zip(&scratch.sums[at * padded..][..dim]) {
+                *out = sum / total;
             }
         }
     }
@@ -138,41 +168,46 @@ impl WithSimd for Task<'_> {
 
 impl Task<'_> {
     #[inline(always)]
-    fn load_queries(&self, scratch: &mut Scratch, head: usize) {
+    fn load_queries(&self, scratch: &mut Scratch) {
         let Scratch { group, dim, .. } = *scratch;
         let scale = 1.0 / (dim as f32).sqrt();
         let targets = scratch.queries.chunks_exact_mut(group * dim);
-        for (row, target) in self.rows.clone().zip(targets) {
-            let source = &self.text[row * self.heads.qkv() + head * group * dim..][..group * dim];
+        for (row, target) in self.qkv.chunks_exact(self.heads.qkv()).zip(targets) {
+            let source = &row[self.head * group * dim..][..group * dim];
             for (target, source) in target.iter_mut().zip(source) {
                 *target = source * scale;
             }
         }
-        scratch.sums.fill(0.0);
-        scratch.maxima.fill(f32::NEG_INFINITY);
-        scratch.totals.fill(0.0);
     }
+}
 
-    /// Keys turned so that a query's element meets one element of every key side by side.
-    #[inline(always)]
-    fn load_block(&self, scratch: &mut Scratch, head: usize, start: usize, count: usize) {
-        let Scratch { dim, padded, .. } = *scratch;
-        let key_column = (self.heads.query + head) * dim;
-        let value_column = (self.heads.query + self.heads.key_value + head) * dim;
-        for j in 0..KEYS {
-            let target = &mut scratch.values[j * padded..][..dim];
-            if j < count {
-                let row = &self.text[(start + j) * self.heads.qkv()..][..self.heads.qkv()];
-                for (i, key) in row[key_column..][..dim].iter().enumerate() {
-                    scratch.keys[i * KEYS + j] = *key;
-                }
-                target.copy_from_slice(&row[value_column..][..dim]);
-            } else {
-                for i in 0..dim {
-                    scratch.keys[i * KEYS + j] = 0.0;
-                }
-                target.fill(0.0);
+/// Takes the next block's pages. Past `count` its keys and values are zero, whatever a page holds
+/// there from before.
+#[inline(always)]
+fn load_block<'p>(
+    scratch: &mut Scratch,
+    pages: &mut impl Iterator<Item = (&'p [f32], &'p [f32])>,
+    count: usize,
+) {
+    let Scratch { dim, padded, .. } = *scratch;
+    for first in (0..KEYS).step_by(PAGE_TOKENS) {
+        let present = count.saturating_sub(first).min(PAGE_TOKENS);
+        let page = if present > 0 { pages.next() } else { None };
+        if let Some((keys, values)) = page {
+            let lines = scratch.keys.chunks_exact_mut(KEYS);
+            for (line, key) in lines.zip(keys.chunks_exact(PAGE_TOKENS)) {
+                line[first..first + PAGE_TOKENS].copy_from_slice(key);
             }
+            let rows = scratch.values[first * padded..].chunks_exact_mut(padded);
+            for (row, value) in rows.zip(values.chunks_exact(dim)) {
+                row[..dim].copy_from_slice(value);
+            }
+        }
+        if present < PAGE_TOKENS {
+            for line in scratch.keys.chunks_exact_mut(KEYS) {
+                line[first + present..first + PAGE_TOKENS].fill(0.0);
+            }
+            scratch.values[(first + present) * padded..(first + PAGE_TOKENS) * padded].fill(0.0);
         }
     }
 }

@@ -1,10 +1,8 @@
 //! The decoder's operations from candle's own: what runs on every device that has no fused code.
 
-use std::ops::Range;
-
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use super::{HeadNorms, Heads};
+use super::{HeadNorms, Heads, Kv, Span};
 
 /// Queries whose scores are held at once, so that a long text needs no `[heads, n, n]` tensor.
 const QUERY_CHUNK: usize = 256;
@@ -50,48 +48,57 @@ pub(super) fn norm_and_rotate(
     Tensor::cat(&[query, key, value], 1)
 }
 
-pub(super) fn attention(qkv: &Tensor, spans: &[Range<usize>], heads: Heads) -> Result<Tensor> {
+pub(super) fn attention(qkv: &Tensor, spans: &[Span<'_>], heads: Heads) -> Result<Tensor> {
     let mut rows = Vec::new();
     let mut covered = 0;
     let width = heads.query * heads.dim;
-    for span in spans {
+    let zeros = |count: usize| Tensor::zeros((count, width), qkv.dtype(), qkv.device());
+    for Span { rows: span, position, kv, layer } in spans {
+        let Kv::Tensors(kv) = kv else {
+            candle_core::bail!("keys of the CPU for attention on another device")
+        };
         if span.start > covered {
-            rows.push(Tensor::zeros((span.start - covered, width), qkv.dtype(), qkv.device())?);
+            rows.push(zeros(span.start - covered)?);
         }
-        rows.push(attend(&qkv.narrow(0, span.start, span.len())?, heads)?);
+        let (keys, values) = kv.layer(*layer)?;
+        rows.push(attend(&qkv.narrow(0, span.start, span.len())?, keys, values, *position, heads)?);
         covered = span.end;
     }
     if covered < qkv.dim(0)? {
-        rows.push(Tensor::zeros((qkv.dim(0)? - covered, width), qkv.dtype(), qkv.device())?);
+        rows.push(zeros(qkv.dim(0)? - covered)?);
     }
     Tensor::cat(&rows, 0)
 }
 
-/// Causal attention over one text, `[n, qkv]` to `[n, query * dim]`.
-fn attend(qkv: &Tensor, heads: Heads) -> Result<Tensor> {
+/// Causal attention of `n` tokens of one text, the first of which stands at `position`:
+/// `[n, qkv]` to `[n, query * dim]`.
+fn attend(
+    qkv: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    position: usize,
+    heads: Heads,
+) -> Result<Tensor> {
     let n = qkv.dim(0)?;
-    let split = |start: usize, count: usize| -> Result<Tensor> {
-        qkv.narrow(1, start * heads.dim, count * heads.dim)?
-            .reshape((n, count, heads.dim))?
-            .transpose(0, 1)?
-            .contiguous()
+    let split = |x: &Tensor, count: usize| -> Result<Tensor> {
+        x.reshape((x.dim(0)?, count, heads.dim))?.transpose(0, 1)?.contiguous()
     };
     let group = heads.query / heads.key_value;
     // [key_value, group * n, dim]: the queries that share a key head side by side.
-    let query = split(0, heads.query)?;
-    let key = split(heads.query, heads.key_value)?;
-    let value = split(heads.query + heads.key_value, heads.key_value)?;
+    let query = split(&qkv.narrow(1, 0, heads.query * heads.dim)?, heads.query)?;
+    let key = split(keys, heads.key_value)?;
+    let value = split(values, heads.key_value)?;
     let scale = 1.0 / (heads.dim as f64).sqrt();
     let mut chunks = Vec::new();
     for start in (0..n).step_by(QUERY_CHUNK) {
         let count = QUERY_CHUNK.min(n - start);
-        let seen = start + count;
+        let seen = position + start + count;
         let q = query.narrow(1, start, count)?.contiguous()?;
         let q = q.reshape((heads.key_value, group * count, heads.dim))?;
         let k = key.narrow(1, 0, seen)?.transpose(1, 2)?.contiguous()?;
         let scores = (q.matmul(&k)? * scale)?.to_dtype(DType::F32)?;
         let scores = scores.reshape((heads.query, count, seen))?;
-        let mask = causal_mask(start, count, seen, qkv.device())?;
+        let mask = causal_mask(position + start, count, seen, qkv.device())?;
         let weights = candle_nn::ops::softmax_last_dim(&scores.broadcast_add(&mask)?)?;
         let weights = weights.to_dtype(qkv.dtype())?;
         let weights = weights.reshape((heads.key_value, group * count, seen))?;
@@ -112,6 +119,8 @@ fn causal_mask(start: usize, count: usize, seen: usize, device: &Device) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::kv::{PAGE_TOKENS, Tensors};
+    use crate::kernels::{KvShape, Meter};
 
     const HEADS: Heads = Heads { query: 6, key_value: 2, dim: 20 };
 
@@ -164,19 +173,82 @@ mod tests {
         }
     }
 
+    /// Texts side by side, each run in two parts: `(length, length of the first part)`.
     #[test]
     fn fused_attention_equals_candles_operations() {
-        for lengths in [vec![1], vec![2, 1], vec![70, 3, 64], vec![300], vec![1, 129, 31]] {
-            let mut spans = Vec::new();
-            let mut at = 0;
-            for length in lengths {
-                spans.push(at..at + length);
-                at += length;
-            }
-            let qkv = random(at, HEADS.qkv());
-            let plain = attention(&qkv, &spans, HEADS).unwrap();
-            let fused = super::super::attention(&qkv, &spans, HEADS).unwrap();
-            assert!(worst(&fused, &plain) < 1e-5, "{spans:?}");
+        let shape = KvShape { layers: 2, heads: HEADS };
+        for texts in [
+            vec![(1, 0)],
+            vec![(2, 1), (1, 0)],
+            vec![(70, 64), (3, 0), (64, 17)],
+            vec![(300, 130)],
+            vec![(1, 0), (129, 128), (31, 16)],
+        ] {
+            let meter = Meter::default();
+            let mut all: Vec<_> = texts
+                .iter()
+                .map(|&(length, first)| {
+                    let mut kvs = [
+                        Kv::new(shape, &Device::Cpu, &meter),
+                        Kv::Tensors(Tensors::new(shape, &meter)),
+                    ];
+                    let first = random(first.max(1), HEADS.qkv()).narrow(0, 0, first).unwrap();
+                    let rest = random(length - first.dim(0).unwrap(), HEADS.qkv());
+                    for kv in &mut kvs {
+                        kv.reserve(0, length).unwrap();
+                        if first.dim(0).unwrap() > 0 {
+                            kv.store(1, 0, &first).unwrap();
+                        }
+                        kv.store(1, first.dim(0).unwrap(), &rest).unwrap();
+                    }
+                    (kvs, first.dim(0).unwrap(), rest)
+                })
+                .collect();
+            let rows: Vec<&Tensor> = all.iter().map(|(_, _, rest)| rest).collect();
+            let qkv = Tensor::cat(&rows, 0).unwrap();
+            let spans = |which: usize| -> Vec<Span<'_>> {
+                let mut at = 0;
+                all.iter()
+                    .map(|(kvs, position, rest)| {
+                        let rows = at..at + rest.dim(0).unwrap();
+                        at = rows.end;
+                        Span { rows, position: *position, kv: &kvs[which], layer: 1 }
+                    })
+                    .collect()
+            };
+            let fused = super::super::attention(&qkv, &spans(0), HEADS).unwrap();
+            let plain = attention(&qkv, &spans(1), HEADS).unwrap();
+            assert!(worst(&fused, &plain) < 1e-5, "{texts:?}");
+            all.clear();
+            assert_eq!(meter.bytes(), 0);
+        }
+    }
+
+    #[test]
+    fn a_copy_of_a_texts_beginning_shares_its_pages_until_one_is_written() {
+        let shape = KvShape { layers: 1, heads: HEADS };
+        let meter = Meter::default();
+        let mut kv = Kv::new(shape, &Device::Cpu, &meter);
+        kv.reserve(0, 40).unwrap();
+        let rows = random(40, HEADS.qkv());
+        kv.store(0, 0, &rows).unwrap();
+        let three_pages = 3 * PAGE_TOKENS * shape.token_bytes();
+        assert_eq!(meter.bytes(), three_pages);
+        let span = Span { rows: 0..40, position: 0, kv: &kv, layer: 0 };
+        let before = super::super::attention(&rows, &[span], HEADS).unwrap();
+
+        let mut copy = kv.clone();
+        copy.truncate(20);
+        assert_eq!(meter.bytes(), three_pages);
+        copy.reserve(20, 30).unwrap();
+        assert_eq!(meter.bytes(), three_pages + PAGE_TOKENS * shape.token_bytes());
+        copy.store(0, 20, &random(10, HEADS.qkv())).unwrap();
+        // The shared beginning gives the same bits; the original did not change.
+        for (kv, count) in [(&copy, 20), (&kv, 40)] {
+            let span = Span { rows: 0..count, position: 0, kv, layer: 0 };
+            let rows = rows.narrow(0, 0, count).unwrap();
+            let after = super::super::attention(&rows, &[span], HEADS).unwrap();
+            assert_eq!(worst(&after, &before.narrow(0, 0, count).unwrap()), 0.0);
         }
     }
 }

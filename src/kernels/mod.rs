@@ -10,6 +10,7 @@
 mod attention;
 mod composed;
 mod elementwise;
+mod kv;
 mod linear;
 mod math;
 mod packed;
@@ -18,6 +19,7 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, Layout, Result, Tensor};
 
+pub(crate) use kv::{Charge, Kv, KvShape, Meter, zeros};
 pub(crate) use linear::{Linear, LinearLoader, Precision};
 
 /// The heads of an attention block.
@@ -113,9 +115,20 @@ pub(crate) fn norm_and_rotate(
     }
 }
 
-/// Causal attention inside each of `spans`, ranges of rows of `qkv` that hold one text each.
-/// Returns `[tokens, query * dim]`; rows outside every span are zero.
-pub(crate) fn attention(qkv: &Tensor, spans: &[Range<usize>], heads: Heads) -> Result<Tensor> {
+/// Rows of a packed tensor that are consecutive tokens of one text.
+pub(crate) struct Span<'a> {
+    pub(crate) rows: Range<usize>,
+    /// Where in its text the first row stands.
+    pub(crate) position: usize,
+    /// The text's keys and values, of these rows and of all before them.
+    pub(crate) kv: &'a Kv,
+    /// At which of the layers that `kv` holds.
+    pub(crate) layer: usize,
+}
+
+/// Causal attention of the queries in `qkv` over the keys and values of their own texts. Returns
+/// `[tokens, query * dim]`; rows outside every span are zero.
+pub(crate) fn attention(qkv: &Tensor, spans: &[Span<'_>], heads: Heads) -> Result<Tensor> {
     if qkv.device().is_cpu() {
         qkv.apply_op1_no_bwd(&attention::Attention { spans, heads })
     } else {

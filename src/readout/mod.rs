@@ -2,6 +2,8 @@
 
 mod head;
 mod pool;
+mod taps;
 
 pub(crate) use head::Head;
-pub(crate) use pool::{Pool, Selection};
+pub(crate) use pool::{Reading, Selection};
+pub(crate) use taps::Taps;

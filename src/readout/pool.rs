@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::taps::Taps;
 use crate::artifact::SelectedLayer;
 use crate::error::{Error, Result};
+use crate::kernels::Meter;
 
 /// Which neurons of which layers are read, and where each layer's begin in the features.
 #[derive(Clone, Debug)]
@@ -32,31 +34,34 @@ impl Selection {
     pub(crate) fn layers(&self) -> Vec<usize> {
         self.layers.iter().map(|(layer, _)| layer.index).collect()
     }
-}
 
-/// The features of a batch of texts, filled layer by layer.
-pub(crate) struct Pool<'a> {
-    selection: &'a Selection,
-    spans: &'a [Range<usize>],
-    /// `[texts, features]`
-    features: Vec<f32>,
-}
-
-impl<'a> Pool<'a> {
-    pub(crate) fn new(selection: &'a Selection, spans: &'a [Range<usize>]) -> Self {
-        let features = vec![0.0; spans.len() * selection.features];
-        Self { selection, spans, features }
+    /// Bytes that the neurons of one token take where they are kept.
+    pub(crate) fn token_bytes(&self) -> usize {
+        Taps::token_bytes(self.features)
     }
 
-    /// Takes in one layer's states, `[tokens, hidden_size]`.
+    /// Adds the means of `sums` over `tokens` tokens, times the layers' weights, to `features`.
     ///
-    /// Sums are kept in f64 and rounded to f32 once, so that a mean is exact whatever the length.
+    /// Sums are kept in f64 and a mean is rounded to f32 once: it is exact whatever the length.
+    fn add_means(&self, sums: &[f64], tokens: usize, features: &mut Vec<f32>) {
+        for (layer, start) in &self.layers {
+            let sums = &sums[*start..][..layer.neurons.len()];
+            features.extend(sums.iter().map(|sum| (sum / tokens as f64) as f32 * layer.weight));
+        }
+    }
+
+    /// Takes in one layer's states, `[rows, hidden_size]`; each part is a text's reading, its rows
+    /// and where in the text the first of them stands.
     ///
     /// # Errors
     /// `Internal` for a layer that is not selected, or when the device fails.
-    pub(crate) fn observe(&mut self, layer: usize, states: &Tensor) -> Result<()> {
+    pub(crate) fn observe<'r>(
+        &self,
+        layer: usize,
+        states: &Tensor,
+        parts: impl Iterator<Item = (&'r mut Reading, Range<usize>, usize)>,
+    ) -> Result<()> {
         let (selected, start) = self
-            .selection
             .layers
             .iter()
             .find(|(selected, _)| selected.index == layer)
@@ -71,26 +76,92 @@ impl<'a> Pool<'a> {
         };
         let values = &storage.as_slice::<f32>()?[layout.start_offset()..];
         let width = states.dim(1)?;
-        let count = selected.neurons.len();
-        let mut sums = vec![0f64; count];
-        for (text, span) in self.spans.iter().enumerate() {
-            sums.fill(0.0);
-            for row in values[span.start * width..span.end * width].chunks_exact(width) {
-                for (sum, &column) in sums.iter_mut().zip(columns.iter()) {
-                    *sum += f64::from(row[column]);
+        let features = *start..start + selected.neurons.len();
+        for (reading, rows, position) in parts {
+            let rows = values[rows.start * width..rows.end * width].chunks_exact(width);
+            match reading {
+                Reading::Sums(sums) => {
+                    for row in rows {
+                        for (sum, &column) in sums[features.clone()].iter_mut().zip(&*columns) {
+                            *sum += f64::from(row[column]);
+                        }
+                    }
                 }
-            }
-            let features = &mut self.features[text * self.selection.features + start..][..count];
-            for (feature, sum) in features.iter_mut().zip(&sums) {
-                *feature = (sum / span.len() as f64) as f32 * selected.weight;
+                Reading::Taps(taps) => {
+                    for (i, row) in rows.enumerate() {
+                        let targets = &mut taps.row_mut(position + i)?[features.clone()];
+                        for (target, &column) in targets.iter_mut().zip(&*columns) {
+                            *target = row[column];
+                        }
+                    }
+                }
             }
         }
         Ok(())
     }
+}
 
-    /// `[texts, features]`
-    pub(crate) fn finish(self) -> Vec<f32> {
-        self.features
+/// What is read of one text while it runs.
+pub(crate) enum Reading {
+    /// Sums alone, `[features]`: enough for the whole text's score.
+    Sums(Vec<f64>),
+    /// Every token's neurons.
+    Taps(Taps),
+}
+
+impl Reading {
+    /// For a text that runs from its beginning and is read at its end alone.
+    pub(crate) fn sums(selection: &Selection) -> Self {
+        Self::Sums(vec![0.0; selection.features])
+    }
+
+    /// For a text of `tokens` tokens that goes on from `known`, or from its beginning.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn taps(
+        selection: &Selection,
+        known: Option<Taps>,
+        tokens: usize,
+        meter: &Meter,
+    ) -> Result<Self> {
+        let mut taps = known.unwrap_or_else(|| Taps::new(selection.features, meter));
+        taps.reserve(tokens)?;
+        Ok(Self::Taps(taps))
+    }
+
+    /// Says that `tokens` tokens have run at every layer.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub(crate) fn complete(&mut self, tokens: usize) -> Result<()> {
+        match self {
+            Self::Sums(_) => Ok(()),
+            Self::Taps(taps) => taps.complete(tokens),
+        }
+    }
+
+    /// Adds the head's features of the text's beginnings that end with each token of `lasts`, one
+    /// row after the other. Of sums, only the last token's can be had.
+    ///
+    /// # Errors
+    /// `Internal` for a token that has not run.
+    pub(crate) fn add_features(
+        &self,
+        selection: &Selection,
+        lasts: Range<usize>,
+        features: &mut Vec<f32>,
+    ) -> Result<()> {
+        match self {
+            Self::Sums(sums) => {
+                selection.add_means(sums, lasts.end, features);
+                Ok(())
+            }
+            Self::Taps(taps) => taps.running_sums(lasts, |token, sums| {
+                selection.add_means(sums, token + 1, features);
+                Ok(())
+            }),
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The cleaning that SIREN guards were trained behind: chat markers and runs of white space.
 
+use std::ops::Range;
+
 use aho_corasick::{AhoCorasick, MatchKind};
 use once_cell::sync::Lazy;
 
@@ -42,22 +44,92 @@ static MATCHER: Lazy<AhoCorasick> = Lazy::new(|| {
 /// two, and the ends are stripped. What is then empty becomes one space.
 pub(crate) fn clean(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    let mut whitespace = Whitespace::default();
-    let mut at = 0;
-    for found in MATCHER.find_iter(text) {
-        whitespace.push(&text[at..found.start()], &mut out);
-        whitespace.push(" ", &mut out);
-        at = found.end();
-    }
-    whitespace.push(&text[at..], &mut out);
-    let end = out.trim_end_matches(is_python_whitespace).len();
-    out.truncate(end);
-    let start = out.len() - out.trim_start_matches(is_python_whitespace).len();
-    out.drain(..start);
+    collapse(text, &mut out);
+    let kept = stripped(&out);
+    out.truncate(kept.end);
+    out.drain(..kept.start);
     if out.is_empty() {
         out.push(' ');
     }
     out
+}
+
+/// A text as [`clean`] makes it, but not stripped, that knows which bytes it was made from.
+pub(crate) struct Collapsed {
+    /// The text.
+    pub(crate) text: String,
+    /// Bytes of `text`, and of the raw text, from which on the two run in step.
+    steps: Vec<(usize, usize)>,
+}
+
+impl Collapsed {
+    pub(crate) fn new(raw: &str) -> Self {
+        let mut collapsed = Self { text: String::with_capacity(raw.len()), steps: vec![(0, 0)] };
+        collapse(raw, &mut collapsed);
+        collapsed
+    }
+
+    /// What stripping leaves of the text.
+    pub(crate) fn stripped(&self) -> Range<usize> {
+        stripped(&self.text)
+    }
+
+    /// The raw byte where what stands at byte `at` begins.
+    pub(crate) fn start(&self, at: usize) -> usize {
+        let (clean, raw) = self.steps[self.steps.partition_point(|step| step.0 <= at) - 1];
+        raw + (at - clean)
+    }
+
+    /// The raw byte where the character that ends at byte `at` ends; it was not replaced.
+    pub(crate) fn end(&self, at: usize) -> usize {
+        at.checked_sub(1).map_or(0, |last| self.start(last) + 1)
+    }
+
+    /// The raw byte from which on more text may still change what becomes of the raw text: white
+    /// space that would be stripped, before what may become a marker.
+    pub(crate) fn held_from(&self) -> usize {
+        let sure = &self.text[..self.text.len() - marker_begun(&self.text)];
+        self.end(stripped(sure).end)
+    }
+}
+
+/// The bytes at the end of a text that may become a marker.
+fn marker_begun(text: &str) -> usize {
+    let begun = |marker: &str| (1..marker.len()).rev().find(|&n| text.ends_with(&marker[..n]));
+    MARKERS.into_iter().filter_map(begun).max().unwrap_or(0)
+}
+
+/// Takes a text in pieces, each with the byte of the raw text where it stood.
+trait Output {
+    fn put(&mut self, piece: &str, raw: usize);
+}
+
+impl Output for String {
+    fn put(&mut self, piece: &str, _: usize) {
+        self.push_str(piece);
+    }
+}
+
+impl Output for Collapsed {
+    fn put(&mut self, piece: &str, raw: usize) {
+        let (at, before) = (self.text.len(), self.steps[self.steps.len() - 1]);
+        if raw - before.1 != at - before.0 {
+            self.steps.push((at, raw));
+        }
+        self.text.push_str(piece);
+    }
+}
+
+/// Everything that cleaning does before it strips.
+fn collapse(text: &str, out: &mut impl Output) {
+    let mut whitespace = Whitespace::default();
+    let mut at = 0;
+    for found in MATCHER.find_iter(text) {
+        whitespace.put(&text[at..found.start()], at, out);
+        whitespace.put(" ", found.start(), out);
+        at = found.end();
+    }
+    whitespace.put(&text[at..], at, out);
 }
 
 /// Collapses blanks and newlines over a text that comes in pieces.
@@ -68,33 +140,42 @@ struct Whitespace {
 }
 
 impl Whitespace {
-    fn push(&mut self, piece: &str, out: &mut String) {
+    fn put(&mut self, piece: &str, mut raw: usize, out: &mut impl Output) {
         let mut rest = piece;
         while let Some(at) = rest.find([' ', '\t', '\n']) {
             if at > 0 {
-                out.push_str(&rest[..at]);
+                out.put(&rest[..at], raw);
                 *self = Self::default();
             }
+            raw += at;
             if rest.as_bytes()[at] == b'\n' {
                 self.blank = false;
                 self.newlines += 1;
                 if self.newlines <= 2 {
-                    out.push('\n');
+                    out.put("\n", raw);
                 }
             } else {
                 self.newlines = 0;
                 if !self.blank {
-                    out.push(' ');
+                    out.put(" ", raw);
                 }
                 self.blank = true;
             }
+            raw += 1;
             rest = &rest[at + 1..];
         }
         if !rest.is_empty() {
-            out.push_str(rest);
+            out.put(rest, raw);
             *self = Self::default();
         }
     }
+}
+
+/// What is left of a text that is stripped at both ends.
+fn stripped(text: &str) -> Range<usize> {
+    let end = text.trim_end_matches(is_python_whitespace).len();
+    let start = end - text[..end].trim_start_matches(is_python_whitespace).len();
+    start..end
 }
 
 /// What Python's `str.strip` takes off: Unicode White_Space and the four separators below it.

@@ -1,14 +1,18 @@
 //! What a caller gives -> cleaned text -> token ids.
 
 mod clean;
+mod growing;
+#[cfg(test)]
+mod testing;
 mod tokenizer;
 
 use std::borrow::Cow;
 
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, test))]
 pub use clean::MARKERS;
 pub(crate) use clean::clean;
-pub(crate) use tokenizer::{Tokenizer, Tokens};
+pub(crate) use growing::{Growing, Next, View};
+pub(crate) use tokenizer::Tokenizer;
 
 /// What is scored: a text, or a prompt and the response to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde_json::Value;
-use tokenizers::{Tokenizer as HfTokenizer, TruncationDirection};
+use tokenizers::{PostProcessorWrapper, Tokenizer as HfTokenizer, TruncationDirection};
 
 use crate::error::{Error, Result, panic_message};
 use crate::json::{self, Document, Node};
@@ -12,10 +12,11 @@ use crate::json::{self, Document, Node};
 const TOKENIZER_FILE: &str = "tokenizer.json";
 const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 
-/// Bytes of text that are tokenised at first for each token that may be kept. Fuzzing makes both
-/// sizes tiny, so that short texts are cut too.
-const WINDOW_BYTES_PER_TOKEN: usize = if cfg!(fuzzing) { 1 } else { 8 };
-const MIN_WINDOW_BYTES: usize = if cfg!(fuzzing) { 1 } else { 4096 };
+/// Bytes of text that are tokenised at once for each token that may be kept, and the bounds of that.
+/// Fuzzing makes them tiny, so that short texts are cut too.
+const PIECE_BYTES_PER_TOKEN: usize = if cfg!(fuzzing) { 1 } else { 8 };
+const MIN_PIECE_BYTES: usize = if cfg!(fuzzing) { 1 } else { 4096 };
+const MAX_PIECE_BYTES: usize = if cfg!(fuzzing) { 64 } else { 32 << 10 };
 
 /// Patterns of byte-level BPE pre-tokenisers that split before a blank or a stop between letters,
 /// whatever stands further right: GPT-2's own, Qwen2 and 3's, and Llama 3's.
@@ -34,12 +35,37 @@ pub(crate) struct Tokens {
     pub(crate) truncated: bool,
 }
 
+/// One token of a text, and the bytes of the text that it stands for: whole characters, which it
+/// shares with its neighbours where it holds a part of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token {
+    /// Its id.
+    pub(crate) id: u32,
+    /// Byte where its own characters begin.
+    pub(crate) start: usize,
+    /// Byte where they end.
+    pub(crate) end: usize,
+}
+
+/// The tokens of a text, special ones aside: all of them, or enough of its head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Located {
+    /// Starts and ends never fall.
+    pub(crate) tokens: Vec<Token>,
+    /// There are more tokens than were asked for, here or behind.
+    pub(crate) more: bool,
+    /// The first of `tokens` that stay whatever is written behind the text.
+    pub(crate) settled: usize,
+    /// The byte where those end and the next one begins; 0 if there are none.
+    pub(crate) boundary: usize,
+}
+
 /// A backbone's tokenizer with the special tokens that its post-processor puts around a text.
 pub(crate) struct Tokenizer {
     inner: HfTokenizer,
     prefix: Vec<u32>,
     suffix: Vec<u32>,
-    /// Ids of a text's head are those of the whole text, if it is cut at a [`boundary`].
+    /// Ids of a text's head are those of the whole text, if it is cut at a [boundary](boundaries).
     splits_at_boundaries: bool,
 }
 
@@ -70,6 +96,8 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| invalid(e.to_string()))?;
         let (prefix, suffix) = guarded(|| special_tokens(&inner)).map_err(invalid)?;
+        // All that it would still do is to leave blanks out of the offsets.
+        inner.with_post_processor(None::<PostProcessorWrapper>);
         // A post-processor brings its own ids, which the vocabulary need not hold.
         let special = prefix.iter().chain(&suffix).copied();
         let largest = inner.get_vocab(true).into_values().chain(special).max().unwrap_or(0);
@@ -84,6 +112,11 @@ impl Tokenizer {
         Ok(Self { inner, prefix, suffix, splits_at_boundaries })
     }
 
+    /// The special tokens before and after every text.
+    pub(crate) fn special(&self) -> (&[u32], &[u32]) {
+        (&self.prefix, &self.suffix)
+    }
+
     /// Special tokens that every text gets.
     pub(crate) fn special_count(&self) -> usize {
         self.prefix.len() + self.suffix.len()
@@ -95,44 +128,77 @@ impl Tokenizer {
     /// `Internal` when the tokenizer fails or panics on this text.
     pub(crate) fn encode(&self, text: &str, max_length: usize) -> Result<Tokens> {
         let room = max_length.saturating_sub(self.special_count());
-        let window = room.saturating_mul(WINDOW_BYTES_PER_TOKEN).max(MIN_WINDOW_BYTES);
-        self.encode_from(text, room, window)
-    }
-
-    /// Tokenises about `window` bytes, and more only while they give fewer than `room` tokens.
-    fn encode_from(&self, text: &str, room: usize, mut window: usize) -> Result<Tokens> {
-        let (mut ids, mut truncated) = (Vec::new(), false);
-        loop {
-            let cut = self.splits_at_boundaries.then(|| boundary(text, window)).flatten();
-            ids = self.ids(&text[..cut.unwrap_or(text.len())], ids)?;
-            match cut {
-                Some(_) if ids.len() < room => window = window.saturating_mul(4),
-                Some(_) => {
-                    // What lies behind the cut is at least one more token.
-                    truncated = true;
-                    break;
-                }
-                None => {
-                    truncated |= ids.len() > room;
-                    break;
-                }
-            }
-        }
-        ids.truncate(room);
-        let ids = [self.prefix.as_slice(), &ids, &self.suffix].concat();
+        let Located { mut tokens, more, .. } = self.locate(text, room)?;
+        tokens.truncate(room);
+        let ids = tokens.iter().map(|token| token.id);
+        let ids: Vec<u32> =
+            self.prefix.iter().copied().chain(ids).chain(self.suffix.iter().copied()).collect();
         if ids.is_empty() {
             return Err(Error::internal("the tokenizer made no token of a text"));
         }
-        Ok(Tokens { ids, truncated })
+        Ok(Tokens { ids, truncated: more })
     }
 
-    fn ids(&self, text: &str, mut reuse: Vec<u32>) -> Result<Vec<u32>> {
-        let encoding = guarded(|| self.inner.encode_fast(text, false)).map_err(|e| {
-            Error::internal(format!("the tokenizer failed on a text of {} bytes: {e}", text.len()))
+    /// The tokens of a cleaned text without the special ones: all of them, or at least `room`.
+    ///
+    /// # Errors
+    /// `Internal` when the tokenizer fails or panics on this text.
+    pub(crate) fn locate(&self, text: &str, room: usize) -> Result<Located> {
+        let piece = room.saturating_mul(PIECE_BYTES_PER_TOKEN);
+        self.locate_in_pieces(text, room, piece.clamp(MIN_PIECE_BYTES, MAX_PIECE_BYTES))
+    }
+
+    /// Tokenises `piece` bytes or a little more at once, and stops at `room` tokens.
+    fn locate_in_pieces(&self, text: &str, room: usize, piece: usize) -> Result<Located> {
+        let mut tokens = Vec::new();
+        let mut from = 0;
+        while let Some(cut) = self.boundaries(text, piece.saturating_add(from)).next() {
+            self.append(&text[from..cut], from, &mut tokens)?;
+            from = cut;
+            if tokens.len() >= room {
+                // What lies behind the cut is at least one more token.
+                return Ok(Located { settled: tokens.len(), tokens, more: true, boundary: cut });
+            }
+        }
+        self.append(&text[from..], from, &mut tokens)?;
+        let boundary = self.boundaries(text, from).last().unwrap_or(from);
+        let settled = tokens.partition_point(|token| token.start < boundary);
+        Ok(Located { more: tokens.len() > room, settled, tokens, boundary })
+    }
+
+    /// The [`boundaries`] at which this tokenizer may be given a text in parts.
+    fn boundaries(&self, text: &str, from: usize) -> impl Iterator<Item = usize> {
+        boundaries(text, if self.splits_at_boundaries { from } else { text.len() })
+    }
+
+    /// Adds the tokens of `piece`, which begins at byte `at`.
+    fn append(&self, piece: &str, at: usize, tokens: &mut Vec<Token>) -> Result<()> {
+        let encoding = guarded(|| self.inner.encode(piece, false)).map_err(|e| {
+            Error::internal(format!("the tokenizer failed on a text of {} bytes: {e}", piece.len()))
         })?;
-        reuse.clear();
-        reuse.extend_from_slice(encoding.get_ids());
-        Ok(reuse)
+        let first = tokens.len();
+        let (mut start, mut end) = (at, at);
+        tokens.extend(encoding.get_ids().iter().zip(encoding.get_offsets()).map(
+            |(&id, offsets)| {
+                // Normalising may exchange marks.
+                start = start.max(at + offsets.0);
+                end = end.max(at + offsets.1);
+                Token { id, start, end }
+            },
+        ));
+        let mut next = at + piece.len();
+        // Normalising leaves out a mark that it composes with the character before.
+        let mut left_out = next..next;
+        for token in tokens[first..].iter_mut().rev() {
+            if token.end < next {
+                left_out = token.end..next;
+            }
+            next = token.start;
+            if token.end == left_out.start {
+                token.end = left_out.end;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -205,7 +271,7 @@ fn special_tokens(tokenizer: &HfTokenizer) -> tokenizers::Result<(Vec<u32>, Vec<
     }
 }
 
-/// Whether this tokenizer is of a form for which splitting at a [`boundary`] is known to be exact:
+/// Whether this tokenizer is of a form for which splitting at a [boundary](boundaries) is known to be exact:
 /// byte-level BPE behind one of [`WORD_PATTERNS`], at most NFC before it, and no added token that
 /// could reach over a boundary.
 fn splits_at_boundaries(file: &Value) -> bool {
@@ -250,31 +316,23 @@ fn splits_words(pre_tokenizer: &Value) -> bool {
     }
 }
 
-/// Whether this added token, standing in a text, could begin before a [`boundary`] and end after.
+/// Whether this added token, standing in a text, could begin before a [boundary](boundaries) and end after.
 fn reaches_over_boundary(token: &str) -> bool {
     let mut letter = false;
     token.chars().any(|c| std::mem::replace(&mut letter, is_plain_letter(c)) && is_stop(c))
 }
 
-/// The first place at or after `from` where a blank or a stop stands between two letters; the
-/// place is before the blank. `None` if there is none before the end.
-fn boundary(text: &str, from: usize) -> Option<usize> {
-    if from >= text.len() {
-        return None;
-    }
-    let mut before = None;
-    let mut candidate = None;
-    for (at, c) in text[text.ceil_char_boundary(from)..].char_indices() {
-        if is_plain_letter(c) {
-            if candidate.is_some() {
-                return candidate.map(|at| text.ceil_char_boundary(from) + at);
-            }
-            before = Some(());
-            continue;
-        }
-        candidate = (before.take().is_some() && is_stop(c)).then_some(at);
-    }
-    None
+/// The places at or after `from` where a blank or a stop stands between two letters; the place is
+/// before the blank.
+fn boundaries(text: &str, from: usize) -> impl Iterator<Item = usize> {
+    let from = text.ceil_char_boundary(from);
+    let (mut letter, mut stop) = (false, None);
+    text[from..].char_indices().filter_map(move |(at, c)| {
+        let before = std::mem::replace(&mut letter, is_plain_letter(c));
+        let found = stop.take().filter(|_| letter);
+        stop = (before && is_stop(c)).then_some(from + at);
+        found
+    })
 }
 
 /// A blank or a stop.
@@ -282,19 +340,47 @@ fn is_stop(c: char) -> bool {
     matches!(c, ' ' | ',' | '.' | '，' | '。')
 }
 
-/// Letters that every version of Unicode and every normal form leaves as they are.
+/// Letters to every version of Unicode, which NFC leaves as they are: of Latin, Cyrillic, Hebrew,
+/// Arabic, Devanagari, kana, Chinese and Korean.
 fn is_plain_letter(c: char) -> bool {
-    c.is_ascii_alphabetic()
-        || ('\u{4e00}'..='\u{9fa5}').contains(&c)
-        || ('\u{ac00}'..='\u{d7a3}').contains(&c)
+    matches!(c,
+        'a'..='z' | 'A'..='Z'
+        | '\u{410}'..='\u{44f}'
+        | '\u{5d0}'..='\u{5ea}'
+        | '\u{621}'..='\u{63a}' | '\u{641}'..='\u{64a}'
+        | '\u{905}'..='\u{939}'
+        | '\u{3041}'..='\u{3096}' | '\u{30a1}'..='\u{30fa}'
+        | '\u{4e00}'..='\u{9fa5}'
+        | '\u{ac00}'..='\u{d7a3}'
+    )
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use super::*;
+    use crate::text::testing::{Random, fixture, fixture_names, fixtures, text};
     use crate::text::{Input, clean};
+
+    impl Tokenizer {
+        /// The ids of a text that is tokenised in one piece.
+        pub(in crate::text) fn in_one_piece(&self, text: &str) -> Vec<u32> {
+            self.inner.encode_fast(text, false).unwrap().get_ids().to_vec()
+        }
+
+        /// The text that one token stands for.
+        pub(in crate::text) fn decoded(&self, id: u32) -> String {
+            self.inner.decode(&[id], false).unwrap()
+        }
+
+        /// This one, as if nothing were known of its boundaries.
+        pub(in crate::text) fn undivided(self) -> Self {
+            Self { splits_at_boundaries: false, ..self }
+        }
+    }
+
+    fn boundary(text: &str, from: usize) -> Option<usize> {
+        boundaries(text, from).next()
+    }
 
     #[test]
     fn an_added_token_that_ends_between_words_is_noticed() {
@@ -308,6 +394,7 @@ mod tests {
 
     #[test]
     fn boundaries_stand_before_a_blank_between_letters() {
+        assert!(boundaries("ab cd. x，y.z", 1).eq([2, 8, 12]));
         assert_eq!(boundary("ab cd", 0), Some(2));
         assert_eq!(boundary("ab cd", 1), Some(2));
         assert_eq!(boundary("ab cd", 2), None);
@@ -316,62 +403,6 @@ mod tests {
         assert_eq!(boundary("é a b", 1), Some(4));
         assert_eq!(boundary("你好，世界", 0), Some(6));
         assert_eq!(boundary("", 0), None);
-    }
-
-    /// The tokenizer of a parity fixture; packed ones are unpacked beside nothing else.
-    fn fixture(name: &str) -> Tokenizer {
-        let dir = fixtures().join(name).join("backbone");
-        let packed = dir.join("tokenizer.json.gz");
-        if !packed.is_file() {
-            return Tokenizer::open(&dir, 600).unwrap();
-        }
-        let unpacked = tempfile::tempdir().unwrap();
-        let mut file = std::fs::File::create(unpacked.path().join(TOKENIZER_FILE)).unwrap();
-        let packed = std::fs::File::open(packed).unwrap();
-        std::io::copy(&mut flate2::read::GzDecoder::new(packed), &mut file).unwrap();
-        Tokenizer::open(unpacked.path(), 151_936).unwrap()
-    }
-
-    fn fixtures() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/fixtures")
-    }
-
-    /// Every fixture that comes with its tokenizer.
-    fn fixture_names() -> Vec<String> {
-        let names = std::fs::read_dir(fixtures()).unwrap();
-        let names: Vec<String> = names
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .filter(|name| name != "llama32-real")
-            .collect();
-        assert!(names.len() >= 10, "{names:?}");
-        names
-    }
-
-    /// A small seeded generator (splitmix64).
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, bound: usize) -> usize {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) % bound as u64) as usize
-        }
-    }
-
-    /// What a tokenizer may treat in its own way: scripts, marks, blanks, digits, tokens.
-    #[rustfmt::skip]
-    const PIECES: [&str; 72] = [
-        "a", "b", "the", "The", "words", "don", "'t", "'s", "'LL", "'re", "ſ", "K", "I'd", "naïve",
-        "e\u{301}", "\u{301}", "\u{323}", "é", "ß", "ﬁ", "Ⅷ", "Ω", "λόγος", "Привет", "שלום", "مرحبا", "हिन्दी",
-        "ไทย", "你好", "世界", "한국", "\u{1112}\u{1161}", "\u{11ab}", "カ", "\u{3099}", "ｶ",
-        "0", "7", "42", "123456", "٣", "½", " ", " ", " ", "  ", "\t", "\n", "\n\n", "\r\n", "\u{a0}",
-        "\u{3000}", "\u{2028}", "\u{200b}", "\u{200d}", ",", ".", "，", "。", "...", "!?", "-", "_", "(", "🙂",
-        "👩\u{200d}💻", "\u{fe0f}", "<think>", "</think>", "<|endoftext|>", "<tool_call>", "<thi",
-    ];
-
-    fn text(random: &mut Random) -> String {
-        (0..random.below(120)).map(|_| PIECES[random.below(PIECES.len())]).collect()
     }
 
     #[test]
@@ -386,16 +417,15 @@ mod tests {
                 if text.is_empty() {
                     continue;
                 }
-                let whole = tokenizer.ids(&text, Vec::new()).unwrap();
-                let [room, window] = [1 + random.below(80), 1 + random.below(100)];
-                early += usize::from(boundary(&text, window).is_some());
-                let kept = &whole[..room.min(whole.len())];
-                let expected = Tokens {
-                    ids: [&tokenizer.prefix, kept, &tokenizer.suffix].concat(),
-                    truncated: whole.len() > room,
-                };
-                let found = tokenizer.encode_from(&text, room, window).unwrap();
-                assert_eq!(found, expected, "{name}, {room} tokens, {window} bytes: {text:?}");
+                let whole = tokenizer.in_one_piece(&text);
+                let [room, piece] = [random.below(80), 1 + random.below(100)];
+                early += usize::from(boundary(&text, piece).is_some());
+                let found = tokenizer.locate_in_pieces(&text, room, piece).unwrap();
+                let context = format!("{name}, {room} tokens, {piece} bytes: {text:?}");
+                let ids: Vec<u32> = found.tokens.iter().map(|token| token.id).collect();
+                assert!(ids.len() >= room.min(whole.len()), "{context}");
+                assert_eq!(ids, whole[..ids.len()], "{context}");
+                assert_eq!(found.more, whole.len() > room, "{context}");
             }
             assert!(early > 200, "{name}: only {early} texts were cut");
         }
@@ -408,11 +438,11 @@ mod tests {
             let mut random = Random(7);
             for _ in 0..60 {
                 let text = text(&mut random);
-                let whole = tokenizer.ids(&text, Vec::new()).unwrap();
+                let whole = tokenizer.in_one_piece(&text);
                 let mut from = 0;
                 while let Some(at) = boundary(&text, from) {
-                    let head = tokenizer.ids(&text[..at], Vec::new()).unwrap();
-                    let tail = tokenizer.ids(&text[at..], Vec::new()).unwrap();
+                    let head = tokenizer.in_one_piece(&text[..at]);
+                    let tail = tokenizer.in_one_piece(&text[at..]);
                     assert_eq!([head, tail].concat(), whole, "{name}, byte {at}: {text:?}");
                     from = at + 1;
                 }
@@ -421,13 +451,13 @@ mod tests {
     }
 
     #[test]
-    fn the_default_window_is_smaller_than_a_long_text_and_changes_nothing() {
+    fn the_default_pieces_are_smaller_than_a_long_text_and_change_nothing() {
         for name in ["qwen3-real", "llama-short"] {
             let tokenizer = fixture(name);
             let mut random = Random(9);
             let long: String = (0..200).map(|_| text(&mut random)).collect();
-            assert!(boundary(&long, MIN_WINDOW_BYTES).is_some());
-            let whole = tokenizer.ids(&long, Vec::new()).unwrap();
+            assert!(boundary(&long, MIN_PIECE_BYTES).is_some());
+            let whole = tokenizer.in_one_piece(&long);
             for room in [1, 8, 500, whole.len() - 1, whole.len(), whole.len() + 1] {
                 let found = tokenizer.encode(&long, tokenizer.special_count() + room).unwrap();
                 let kept = &whole[..room.min(whole.len())];

@@ -7,4 +7,5 @@ mod limits;
 mod own_process;
 #[path = "../parity/rule.rs"]
 mod rule;
+mod streams;
 mod text;

@@ -1,0 +1,208 @@
+//! A pass at work: texts side by side, layer by layer, and inside a layer chunk by chunk of rows.
+//!
+//! It can be stopped between any two chunks and taken up again later. Only the layer at work needs
+//! keys and values; a text whose later tokens are to run later keeps them for every layer.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::decoder::Decoder;
+use crate::error::Result;
+use crate::kernels::{Kv, KvShape, Meter, Span};
+
+/// Rows of a chunk, for each thread: wide enough for the matrix products to run at full speed, and
+/// few enough for a chunk of a small model to take some tens of milliseconds.
+const CHUNK_ROWS_PER_THREAD: usize = 64;
+const MIN_CHUNK_ROWS: usize = 128;
+const MAX_CHUNK_ROWS: usize = 1024;
+/// Keys that each of a full chunk's rows sees before chunks get fewer rows.
+const CHUNK_KEYS: usize = 2048;
+
+/// The tokens of one text that a pass runs.
+pub(crate) struct Segment {
+    /// The whole text.
+    pub(crate) tokens: Arc<[u32]>,
+    /// How many of them have run before.
+    pub(crate) start: usize,
+    /// Keys and values of the tokens that have run.
+    kv: Kv,
+    /// Whether `kv` holds every layer, or just the one at work.
+    keeps: bool,
+}
+
+/// Rows of a chunk that belong to one segment.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    /// Index of the segment.
+    pub(crate) segment: usize,
+    pub(crate) rows: Range<usize>,
+    /// Where in its text the first row stands.
+    pub(crate) position: usize,
+}
+
+struct Chunk {
+    parts: Vec<Part>,
+    /// Hidden states, `[rows, hidden_size]`; none before the first layer.
+    states: Option<Tensor>,
+    /// `[rows, head_dim / 2]` each.
+    rotations: (Tensor, Tensor),
+}
+
+/// See the module.
+pub(crate) struct Pass {
+    segments: Vec<Segment>,
+    chunks: Vec<Chunk>,
+    layer: usize,
+    chunk: usize,
+}
+
+impl Segment {
+    /// A text that runs whole; with `keep`, its keys and values can be had afterwards.
+    pub(crate) fn new(decoder: &Decoder, tokens: Arc<[u32]>, keep: bool, meter: &Meter) -> Self {
+        let layers = if keep { decoder.blocks() } else { 1 };
+        let shape = KvShape { layers, ..decoder.kv_shape() };
+        let kv = Kv::new(shape, decoder.device(), meter);
+        Self { tokens, start: 0, kv, keeps: keep }
+    }
+
+    /// A text whose first `start` tokens' keys and values are known.
+    pub(crate) fn resume(tokens: Arc<[u32]>, start: usize, kv: Kv) -> Self {
+        Self { tokens, start, kv, keeps: true }
+    }
+
+    /// The keys and values of the whole text, where they were kept.
+    pub(crate) fn into_kv(self) -> Option<Kv> {
+        self.keeps.then_some(self.kv)
+    }
+
+    fn slot(&self, layer: usize) -> usize {
+        if self.keeps { layer } else { 0 }
+    }
+}
+
+impl Pass {
+    /// # Errors
+    /// `OutOfMemory`; `Internal` when the device fails.
+    pub(crate) fn new(decoder: &Decoder, mut segments: Vec<Segment>) -> Result<Self> {
+        for segment in &mut segments {
+            segment.kv.reserve(segment.start, segment.tokens.len())?;
+        }
+        let most = CHUNK_ROWS_PER_THREAD * rayon::current_num_threads();
+        let chunks = parts(&segments, most.clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS))
+            .into_iter()
+            .map(|parts| {
+                let positions =
+                    parts.iter().flat_map(|part| (part.position..).take(part.rows.len()));
+                let rotations = decoder.rotations(positions)?;
+                Ok(Chunk { parts, states: None, rotations })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { segments, chunks, layer: 0, chunk: 0 })
+    }
+
+    /// Runs the next chunk of the layer at work, and shows its states, `[rows, hidden_size]`, if
+    /// the layer is an observed one. True when all is done. Chunks that hold no row of a segment
+    /// that is still `live` are passed over.
+    ///
+    /// # Errors
+    /// Those of `observe`; `Internal` when the device fails.
+    pub(crate) fn advance(
+        &mut self,
+        decoder: &Decoder,
+        live: impl Fn(usize) -> bool,
+        observe: &mut dyn FnMut(usize, &Tensor, &[Part]) -> Result<()>,
+    ) -> Result<bool> {
+        while self.layer < decoder.blocks() {
+            let Some(chunk) = self.chunks.get_mut(self.chunk) else {
+                self.layer += 1;
+                self.chunk = 0;
+                continue;
+            };
+            self.chunk += 1;
+            if !chunk.parts.iter().any(|part| live(part.segment)) {
+                chunk.states = None;
+                continue;
+            }
+            let states = match chunk.states.take() {
+                Some(states) => states,
+                None => {
+                    let tokens: Vec<u32> = chunk
+                        .parts
+                        .iter()
+                        .flat_map(|part| {
+                            let tokens = &self.segments[part.segment].tokens;
+                            &tokens[part.position..part.position + part.rows.len()]
+                        })
+                        .copied()
+                        .collect();
+                    decoder.embed(&tokens)?
+                }
+            };
+            let layer = self.layer;
+            let (parts, segments) = (&chunk.parts, &mut self.segments);
+            let mut attend = |qkv: &Tensor| -> Result<Tensor> {
+                for part in parts {
+                    let segment = &mut segments[part.segment];
+                    let rows = qkv.narrow(0, part.rows.start, part.rows.len())?;
+                    let slot = segment.slot(layer);
+                    segment.kv.store(slot, part.position, &rows)?;
+                }
+                let spans: Vec<_> = parts
+                    .iter()
+                    .map(|part| {
+                        let segment = &segments[part.segment];
+                        Span {
+                            rows: part.rows.clone(),
+                            position: part.position,
+                            kv: &segment.kv,
+                            layer: segment.slot(layer),
+                        }
+                    })
+                    .collect();
+                decoder.attend(qkv, &spans)
+            };
+            let states = decoder.block(layer, states, &chunk.rotations, &mut attend, &mut |s| {
+                observe(layer, s, parts)
+            })?;
+            chunk.states = Some(states);
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// The segments, in the order in which they were given.
+    pub(crate) fn into_segments(self) -> Vec<Segment> {
+        self.segments
+    }
+}
+
+/// Shares the segments' tokens out to chunks of at most `most` rows; where rows see many keys,
+/// chunks get fewer of them.
+fn parts(segments: &[Segment], most: usize) -> Vec<Vec<Part>> {
+    let budget = most * CHUNK_KEYS;
+    let mut chunks = Vec::new();
+    let mut chunk: Vec<Part> = Vec::new();
+    let (mut rows, mut cost) = (0, 0);
+    for (i, segment) in segments.iter().enumerate() {
+        for position in segment.start..segment.tokens.len() {
+            // A row costs its matrix products, whatever it sees.
+            let keys = position.max(CHUNK_KEYS);
+            if rows > 0 && cost + keys > budget {
+                chunks.push(std::mem::take(&mut chunk));
+                (rows, cost) = (0, 0);
+            }
+            match chunk.last_mut().filter(|part| part.segment == i) {
+                Some(part) => part.rows.end += 1,
+                None => chunk.push(Part { segment: i, rows: rows..rows + 1, position }),
+            }
+            rows += 1;
+            cost += keys;
+        }
+    }
+    if !chunk.is_empty() {
+        chunks.push(chunk);
+    }
+    chunks
+}

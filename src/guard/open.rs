@@ -1,0 +1,197 @@
+//! Opening a guard: files to engine.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use candle_core::Device;
+
+use super::core::Core;
+use super::{Guard, Info};
+use crate::artifact::{self, Content, Pooling};
+use crate::backbone::{Config, Decoder, Observed, Site};
+use crate::checkpoint::Checkpoint;
+use crate::engine::Engine;
+use crate::error::{Error, Result, Status};
+use crate::inspect::LayerInfo;
+use crate::kernels::{Meter, Precision};
+use crate::options::{DeviceChoice, Dtype, OpenOptions};
+use crate::prefix_cache::PrefixCache;
+use crate::readout::{Head, Selection};
+use crate::schedule::{Callbacks, Limits, Scheduler};
+use crate::stream::Live;
+use crate::sys::process::Home;
+use crate::text::Tokenizer;
+
+/// Tokens of one pass: past this, a CPU computes no faster for more of them.
+pub(super) const BATCH_TOKENS: usize = 1024;
+/// Stack of a pool thread; tokenising recurses, and callers' own stacks may be small.
+const POOL_STACK_BYTES: usize = 4 << 20;
+
+impl Guard {
+    pub(super) fn open_unlogged(options: OpenOptions) -> Result<Self> {
+        options.check()?;
+        let device = device(&options.device)?;
+        let precision = precision(options.dtype, &device)?;
+        let threads = options.threads.unwrap_or_else(default_threads);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("siren-pool-{i}"))
+            .stack_size(POOL_STACK_BYTES)
+            .build()
+            .map_err(|e| Error::new(Status::OutOfMemory, format!("no thread pool: {e}")))?;
+        let pool = Arc::new(pool);
+        pool.install(|| Self::load(&options, &device, precision, &pool)).and_then(
+            |(engine, tokenizer, info)| {
+                let limits = Limits { queue: options.max_queue, batch_tokens: BATCH_TOKENS };
+                let (meter, cache) = (engine.meter.clone(), engine.cache.clone());
+                let token_bytes = engine.token_bytes();
+                let counters = engine.counters.clone();
+                let home = Home::here();
+                let live = Live::new(
+                    options.max_streams,
+                    options.kv_bytes,
+                    meter.clone(),
+                    cache.clone(),
+                    home,
+                );
+                let scheduler = Scheduler::start(Arc::new(engine), limits, counters.clone())?;
+                let core = Core {
+                    scheduler,
+                    callbacks: Callbacks::default(),
+                    pool: pool.clone(),
+                    tokenizer,
+                    options,
+                    info,
+                    counters,
+                    live: Arc::new(live),
+                    cache,
+                    meter,
+                    token_bytes,
+                    unanswered: AtomicUsize::new(0),
+                    home,
+                };
+                Ok(Self { core: Arc::new(core) })
+            },
+        )
+    }
+
+    fn load(
+        options: &OpenOptions,
+        device: &Device,
+        precision: Precision,
+        pool: &Arc<rayon::ThreadPool>,
+    ) -> Result<(Engine, Tokenizer, Info)> {
+        let model_dir = crate::locate::model(options)?;
+        let content = artifact::open(&model_dir, options.map)?;
+        let backbone_dir = crate::locate::backbone(options, &model_dir, &content.base_model)?;
+        log::debug!("artifact {}, backbone {}", model_dir.display(), backbone_dir.display());
+        let config = Config::read(&backbone_dir.join("config.json"))?;
+        content.check_backbone(config.num_hidden_layers, config.hidden_size)?;
+        let tokenizer = Tokenizer::open(&backbone_dir, config.vocab_size)?;
+        let max_length = max_length(options, &content, &tokenizer)?;
+
+        let checkpoint = Arc::new(Checkpoint::open_dir(&backbone_dir, options.map)?);
+        let selection = Selection::new(content.layers.clone());
+        let site = match content.pooling {
+            Pooling::ResidualMean => Site::Residual,
+            Pooling::MlpMean => Site::Mlp,
+        };
+        let observed = Observed { site, layers: selection.layers() };
+        let decoder = Decoder::load(&checkpoint, config, observed, device, precision)?;
+        let head_dims = content.head.iter().map(|layer| layer.outputs).collect();
+        let head = Head::new(content.head)?;
+        // What stays in use is read again when it is needed.
+        checkpoint.release_pages();
+
+        let info = Info {
+            model_dir,
+            backbone_dir,
+            base_model: content.base_model,
+            family: decoder.config().family,
+            pooling: content.pooling,
+            layers: content.layers.iter().map(LayerInfo::of).collect(),
+            head_dims,
+            max_length,
+            default_threshold: content.default_threshold,
+            backbone_layers: decoder.config().num_hidden_layers,
+            layers_run: decoder.blocks(),
+            hidden_size: decoder.config().hidden_size,
+            device: options.device.resolved(device),
+            dtype: match precision {
+                Precision::F32 => "f32",
+                Precision::Bf16 => "bf16",
+            },
+            threads: pool.current_num_threads(),
+            weight_bytes: decoder.bytes() + head.bytes(),
+            artifact_sha256: content.sha256,
+        };
+        let token_bytes = decoder.kv_shape().token_bytes() + selection.token_bytes();
+        let engine = Engine {
+            decoder,
+            selection,
+            head,
+            pool: pool.clone(),
+            meter: Meter::default(),
+            counters: Arc::default(),
+            cache: Arc::new(PrefixCache::new(
+                options.prefix_cache_bytes.min(options.kv_bytes),
+                token_bytes,
+            )),
+            #[cfg(feature = "planted-panics")]
+            fatal: tokenizer.encode(super::planted::IN_THE_WORKER, max_length)?.ids,
+        };
+        Ok((engine, tokenizer, info))
+    }
+}
+
+fn max_length(options: &OpenOptions, content: &Content, tokenizer: &Tokenizer) -> Result<usize> {
+    let max_length = options.max_length.unwrap_or(content.max_length);
+    let special = tokenizer.special_count();
+    if max_length < special.max(1) {
+        return Err(Error::model(
+            &content.file,
+            "inference.max_length",
+            max_length,
+            format!("at least {special}, the special tokens that every text gets"),
+        ));
+    }
+    Ok(max_length)
+}
+
+/// What affinity and the cgroup's quota leave to this process.
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn device(choice: &DeviceChoice) -> Result<Device> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda(ordinal) => cuda(*ordinal),
+        DeviceChoice::Auto => Ok(cuda(0).unwrap_or(Device::Cpu)),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(ordinal: usize) -> Result<Device> {
+    Device::new_cuda(ordinal)
+        .map_err(|e| Error::new(Status::Unsupported, format!("CUDA device {ordinal}: {e}")))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(ordinal: usize) -> Result<Device> {
+    Err(Error::new(
+        Status::Unsupported,
+        format!("CUDA device {ordinal}: this library was built without the feature cuda"),
+    ))
+}
+
+fn precision(dtype: Dtype, device: &Device) -> Result<Precision> {
+    match dtype {
+        Dtype::Auto if device.is_cpu() => Ok(Precision::F32),
+        Dtype::Auto | Dtype::Bf16 => Ok(Precision::Bf16),
+        Dtype::F32 => Ok(Precision::F32),
+        Dtype::Int8 => {
+            Err(Error::new(Status::Unsupported, "dtype int8 is not built yet: use f32 or bf16"))
+        }
+    }
+}

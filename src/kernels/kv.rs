@@ -1,0 +1,278 @@
+//! Keys and values of a text's tokens, kept from layer to layer, push to push and call to call.
+//!
+//! On the CPU they lie in pages of [`PAGE_TOKENS`] tokens that copies of a text's beginning share:
+//! a copy costs a pointer a page, and a page is copied when one that is shared is written to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+
+use super::{Heads, values};
+use crate::error::{Error, Result, Status};
+
+/// Tokens of a page.
+pub(crate) const PAGE_TOKENS: usize = 16;
+
+/// Counts the bytes that a guard's keys, values and running sums take.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Meter(Arc<AtomicUsize>);
+
+impl Meter {
+    /// Bytes that are charged now.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts `bytes` until the charge is dropped.
+    pub(crate) fn charge(&self, bytes: usize) -> Charge {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+        Charge { meter: self.clone(), bytes }
+    }
+}
+
+/// Bytes that a [`Meter`] counts.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    meter: Meter,
+    bytes: usize,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.meter.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// `length` zeros.
+///
+/// # Errors
+/// `OutOfMemory`.
+pub(crate) fn zeros<T: Clone + Default>(length: usize) -> Result<Vec<T>> {
+    let mut zeros = Vec::new();
+    zeros.try_reserve_exact(length).map_err(|_| {
+        let bytes = length * size_of::<T>();
+        Error::new(Status::OutOfMemory, format!("no memory for {bytes} bytes of states"))
+    })?;
+    zeros.resize(length, T::default());
+    Ok(zeros)
+}
+
+/// What keys and values of one guard look like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KvShape {
+    /// Layers that are kept.
+    pub(crate) layers: usize,
+    pub(crate) heads: Heads,
+}
+
+impl KvShape {
+    /// Values of one token at one layer, keys and values together.
+    fn width(self) -> usize {
+        2 * self.heads.key_value * self.heads.dim
+    }
+
+    /// Bytes of one token on the CPU.
+    pub(crate) fn token_bytes(self) -> usize {
+        self.layers * self.width() * size_of::<f32>()
+    }
+}
+
+/// Keys and values of the first tokens of a text, at each of some layers.
+#[derive(Clone)]
+pub(crate) enum Kv {
+    /// The CPU's form.
+    Pages(Pages),
+    /// Another device's, in the dtype that runs.
+    Tensors(Tensors),
+}
+
+impl Kv {
+    pub(crate) fn new(shape: KvShape, device: &Device, meter: &Meter) -> Self {
+        if device.is_cpu() {
+            Self::Pages(Pages { shape, pages: vec![], meter: meter.clone() })
+        } else {
+            Self::Tensors(Tensors::new(shape, meter))
+        }
+    }
+
+    /// Makes room for `tokens` tokens; those from `written` on may be written then, and nobody
+    /// else sees it.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn reserve(&mut self, written: usize, tokens: usize) -> Result<()> {
+        match self {
+            Self::Pages(pages) => pages.reserve(written, tokens),
+            Self::Tensors(tensors) => {
+                tensors.reserve(tokens);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes the keys and values out of joined rows `[n, qkv]`, of the tokens from `position` on,
+    /// at `layer`.
+    ///
+    /// # Errors
+    /// `Internal` when the device fails.
+    pub(crate) fn store(&mut self, layer: usize, position: usize, qkv: &Tensor) -> Result<()> {
+        match self {
+            Self::Pages(pages) => {
+                let (storage, layout) = qkv.storage_and_layout();
+                let candle_core::Storage::Cpu(storage) = &*storage else {
+                    return Err(Error::internal("the keys are not on the CPU"));
+                };
+                pages.store(layer, position, values(storage, layout)?)
+            }
+            Self::Tensors(tensors) => Ok(tensors.store(layer, position, qkv)?),
+        }
+    }
+
+    /// Forgets all but the first `tokens`.
+    pub(crate) fn truncate(&mut self, tokens: usize) {
+        if let Self::Pages(pages) = self {
+            pages.pages.truncate(tokens.div_ceil(PAGE_TOKENS));
+        }
+    }
+}
+
+/// Keys and values in pages that clones share.
+#[derive(Clone)]
+pub(crate) struct Pages {
+    shape: KvShape,
+    pages: Vec<Arc<Page>>,
+    meter: Meter,
+}
+
+/// Per layer the keys, `[key_value, dim, PAGE_TOKENS]`, and the values,
+/// `[key_value, PAGE_TOKENS, dim]`.
+pub(super) struct Page {
+    data: Vec<f32>,
+    _charge: Charge,
+}
+
+impl Pages {
+    fn page_length(&self) -> usize {
+        self.shape.layers * self.shape.width() * PAGE_TOKENS
+    }
+
+    fn reserve(&mut self, written: usize, tokens: usize) -> Result<()> {
+        let length = self.page_length();
+        let charge = || self.meter.charge(length * size_of::<f32>());
+        for page in self.pages.iter_mut().skip(written / PAGE_TOKENS) {
+            if Arc::get_mut(page).is_none() {
+                let mut data = zeros(length)?;
+                data.copy_from_slice(&page.data);
+                *page = Arc::new(Page { data, _charge: charge() });
+            }
+        }
+        while self.pages.len() * PAGE_TOKENS < tokens {
+            self.pages.push(Arc::new(Page { data: zeros(length)?, _charge: charge() }));
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, layer: usize, position: usize, qkv: &[f32]) -> Result<()> {
+        let heads = self.shape.heads;
+        let row = heads.qkv();
+        let end = position + qkv.len() / row;
+        let first = position / PAGE_TOKENS;
+        let range = self.layer_range(layer);
+        let pages = self.pages.get_mut(first..end.div_ceil(PAGE_TOKENS));
+        let pages = pages.ok_or_else(|| Error::internal("no page for a token"))?;
+        pages.par_iter_mut().enumerate().try_for_each(|(i, page)| {
+            let page = Arc::get_mut(page).ok_or_else(|| Error::internal("a page is shared"))?;
+            let start = (first + i) * PAGE_TOKENS;
+            let tokens = start.max(position)..end.min(start + PAGE_TOKENS);
+            let rows = &qkv[(tokens.start - position) * row..(tokens.end - position) * row];
+            write_page(&mut page.data[range.clone()], tokens.start - start, rows, heads);
+            Ok(())
+        })
+    }
+
+    fn layer_range(&self, layer: usize) -> std::ops::Range<usize> {
+        let length = self.shape.width() * PAGE_TOKENS;
+        layer * length..(layer + 1) * length
+    }
+
+    /// The pages' parts of one layer and key head, in order: keys `[dim, PAGE_TOKENS]` and values
+    /// `[PAGE_TOKENS, dim]`.
+    pub(super) fn head(
+        &self,
+        layer: usize,
+        head: usize,
+    ) -> impl Iterator<Item = (&[f32], &[f32])> + '_ {
+        let length = self.shape.heads.dim * PAGE_TOKENS;
+        let range = self.layer_range(layer);
+        let values = self.shape.heads.key_value * length;
+        self.pages.iter().map(move |page| {
+            let layer = &page.data[range.clone()];
+            (&layer[head * length..][..length], &layer[values + head * length..][..length])
+        })
+    }
+}
+
+/// Writes rows of joined queries, keys and values into a page's layer, from its token `first` on.
+fn write_page(page: &mut [f32], first: usize, qkv: &[f32], heads: Heads) {
+    let Heads { query, key_value, dim } = heads;
+    let (keys, values) = page.split_at_mut(key_value * dim * PAGE_TOKENS);
+    for (i, row) in qkv.chunks_exact(heads.qkv()).enumerate() {
+        let token = first + i;
+        let (key, value) = row[query * dim..].split_at(key_value * dim);
+        // A key's elements stand apart, so that those of a page's tokens stand side by side.
+        for (target, x) in keys[token..].iter_mut().step_by(PAGE_TOKENS).zip(key) {
+            *target = *x;
+        }
+        let targets = values.chunks_exact_mut(PAGE_TOKENS * dim);
+        for (target, x) in targets.zip(value.chunks_exact(dim)) {
+            target[token * dim..][..dim].copy_from_slice(x);
+        }
+    }
+}
+
+/// Keys and values as one tensor a layer, each `[tokens, key_value * dim]`.
+#[derive(Clone)]
+pub(crate) struct Tensors {
+    shape: KvShape,
+    layers: Vec<Option<(Tensor, Tensor)>>,
+    meter: Meter,
+    charge: Arc<Charge>,
+}
+
+impl Tensors {
+    pub(super) fn new(shape: KvShape, meter: &Meter) -> Self {
+        let charge = Arc::new(meter.charge(0));
+        Self { shape, layers: vec![None; shape.layers], meter: meter.clone(), charge }
+    }
+
+    fn reserve(&mut self, tokens: usize) {
+        self.charge = Arc::new(self.meter.charge(tokens * self.shape.token_bytes()));
+    }
+
+    pub(super) fn store(
+        &mut self,
+        layer: usize,
+        position: usize,
+        qkv: &Tensor,
+    ) -> candle_core::Result<()> {
+        let Heads { query, key_value, dim } = self.shape.heads;
+        let part = |start: usize| qkv.narrow(1, start * dim, key_value * dim)?.contiguous();
+        let (key, value) = (part(query)?, part(query + key_value)?);
+        let slot = &mut self.layers[layer];
+        *slot = Some(match slot.as_ref().filter(|_| position > 0) {
+            Some((keys, values)) => (
+                Tensor::cat(&[&keys.narrow(0, 0, position)?, &key], 0)?,
+                Tensor::cat(&[&values.narrow(0, 0, position)?, &value], 0)?,
+            ),
+            None => (key, value),
+        });
+        Ok(())
+    }
+
+    /// Keys and values at `layer`.
+    pub(super) fn layer(&self, layer: usize) -> candle_core::Result<&(Tensor, Tensor)> {
+        self.layers[layer].as_ref().ok_or_else(|| candle_core::Error::msg("no keys were stored"))
+    }
+}
