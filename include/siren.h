@@ -578,6 +578,10 @@ typedef struct siren_guard_stats {
      */
     uint64_t pushes;
     /**
+     * Results, of inputs and pushes, that were harmful.
+     */
+    uint64_t harmful;
+    /**
      * Tokens that ran through the backbone.
      */
     uint64_t tokens;
@@ -601,6 +605,10 @@ typedef struct siren_guard_stats {
      * Sequences over all passes; divided by `passes`, the mean batch.
      */
     uint64_t pass_sequences;
+    /**
+     * Time in passes, in seconds: its growth over a second is how busy the guard is, 0 to 1.
+     */
+    double pass_seconds;
     /**
      * Tokens that one pass takes at most before a text runs alone: `tokens` divided by `passes`
      * times this is how full batches are.

@@ -20,9 +20,9 @@ int main(int argc, char **argv)
         || siren_stream_new(guard, &options, &stream, &error);
     while (!failed && !result.crossed && chunk > 0 && length + 16 <= sizeof answer) {
         chunk = fread(answer + length, 1, 16, stdin);
-        failed = chunk > 0
+        failed = SIREN_OK != (chunk > 0
             ? siren_stream_push(stream, answer + length, chunk, NULL, &result, &error)
-            : siren_stream_finish(stream, NULL, &result, &error);
+            : siren_stream_finish(stream, NULL, &result, &error));
         if (!failed) {
             length += chunk;
             fwrite(answer + shown, 1, result.cleared_bytes - shown, stdout);

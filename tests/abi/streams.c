@@ -475,6 +475,7 @@ static int32_t prometheus(char *buffer, size_t capacity, size_t *length)
 static void counted(void)
 {
     siren_guard_stats before, after;
+    siren_push_result failed = SIREN_PUSH_RESULT_INIT;
     siren_input inputs[2];
     siren_result results[2] = {SIREN_RESULT_INIT, SIREN_RESULT_INIT};
     uint64_t calls = 0;
@@ -484,7 +485,7 @@ static void counted(void)
     stream = new_stream(NULL);
     CHECK(siren_stats(guard, &before, NULL) == SIREN_OK);
     push(stream, "One push.");
-    siren_stream_push(stream, "\xff", 1, NULL, &out.push, NULL);
+    CHECK(siren_stream_push(stream, "\xff", 1, NULL, &failed, NULL) == SIREN_INVALID_UTF8);
     score_of(guard, "a text that nobody has scored before this one");
     inputs[0] = inputs[1] = input_of("another text that nobody has scored before this one");
     CHECK(siren_score_batch(guard, inputs, 2, NULL, results, NULL, NULL) == SIREN_OK);
