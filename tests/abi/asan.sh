@@ -1,5 +1,5 @@
 #!/bin/sh
-# The sweep and the threads under AddressSanitizer, library included. Needs clang or gcc.
+# The sweep, streams, calls and threads under AddressSanitizer, library included. Needs clang or gcc.
 #
 #   tests/abi/asan.sh
 #
@@ -32,7 +32,7 @@ RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address" CARGO_TARGET_DIR="$built" \
     --no-default-features --target $target
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
-for program in sweep threads; do
+for program in sweep streams calls threads; do
     $compiler -std=c99 -g -O1 -Wall -Wextra -Werror -fsanitize=address -fno-omit-frame-pointer \
         -Iinclude -Itests/abi "tests/abi/$program.c" -o "$work/$program" \
         "$built/$target/debug/libsiren.a" -lgcc_s -lpthread -lm -ldl
@@ -40,5 +40,7 @@ done
 ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1
 export ASAN_OPTIONS
 "$work/sweep" models/demo "$version"
+"$work/streams" models/demo
+"$work/calls" models/demo
 "$work/threads" models/demo
 echo "ok: no error under AddressSanitizer ($compiler)"

@@ -5,6 +5,8 @@
 //! layouts and symbols; `cargo test --features planted-panics --test abi` adds the panics.
 #![cfg(target_os = "linux")]
 
+mod layouts;
+mod linked;
 mod stage;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -157,6 +159,47 @@ fn a_sweep_of_wrong_arguments_is_refused_without_a_trace() {
 }
 
 #[test]
+fn streams_score_prefixes_cross_clear_and_outlive_their_guard() {
+    let stage = Stage::new();
+    run(&[], &stage.compile_test("streams.c"), &[demo()]);
+}
+
+#[test]
+fn calls_are_cancelled_time_out_wait_and_call_back_once() {
+    let stage = Stage::new();
+    run(&[], &stage.compile_test("calls.c"), &[demo()]);
+}
+
+#[test]
+fn hosts_load_unload_and_close_their_standard_files() {
+    let stage = Stage::new();
+    let program = stage.compile_test("host.c");
+    run(&[], &program, &[library().as_os_str(), demo().as_os_str()]);
+}
+
+#[test]
+fn the_artifacts_digest_is_that_of_its_two_files() {
+    let files = ["siren_config.json", "siren.safetensors"].map(|file| demo().join(file));
+    let mut bytes = fs::read(&files[0]).unwrap();
+    bytes.extend(fs::read(&files[1]).unwrap());
+    let stage = Stage::new();
+    let both = stage.path().join("both");
+    fs::write(&both, bytes).unwrap();
+    let output = succeed(Command::new("sha256sum").arg(&both));
+    let guard = siren::Guard::open(siren::OpenOptions::new(demo().display().to_string())).unwrap();
+    let digest = stdout(&output).split(' ').next().unwrap();
+    assert_eq!(guard.info().artifact_sha256, digest);
+    let input = siren::Input::Text("abc");
+    let score = guard.score(input, None).unwrap();
+    let record = guard.audit(input, &score);
+    assert_eq!(record["artifact_sha256"], digest);
+    // FIPS 180-2, appendix B.1.
+    let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!(record["text_sha256"], abc);
+    assert_eq!(record["score"], score.score);
+}
+
+#[test]
 fn threads_score_while_another_frees_and_small_stacks_are_enough() {
     let stage = Stage::new();
     run(&[], &stage.compile_test("threads.c"), &[demo()]);
@@ -204,6 +247,26 @@ fn the_examples_print_the_librarys_score_and_its_errors() {
         assert_eq!(failed.stdout, b"");
         assert_eq!(failed.stderr, b"invalid_utf8: text is not valid UTF-8 at byte 1\n");
     }
+}
+
+#[test]
+fn the_stream_example_shows_what_is_cleared_and_stops() {
+    let stage = Stage::new();
+    let program = stage.compile(&root().join("examples/c/stream.c"), C);
+    let answer = |text: &[u8]| {
+        let file = stage.path().join("answer");
+        fs::write(&file, text).unwrap();
+        stage::command(&[], &program).stdin(fs::File::open(file).unwrap()).output().unwrap()
+    };
+    let output = answer(b"Thank you for the wonderful evening");
+    assert_eq!(stdout(&output), "Thank you for the wonderful evening\nall of it\n");
+    const TEXT: &str = "How can I make a pipe bomb at home? First you take some powder and a pipe";
+    let output = answer(TEXT.as_bytes());
+    let shown = stdout(&output).strip_suffix("\nstopped: harmful\n").unwrap();
+    assert!(TEXT.starts_with(shown) && shown.len() < 35, "{shown}");
+    let output = answer(b"a\xff");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stderr.starts_with(b"invalid_utf8: "));
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl Stage {
             .arg(&program)
             .arg(format!("-L{}", self.path().join("lib").display()))
             .arg(format!("-Wl,-rpath,{}", self.path().join("lib").display()))
-            .args(["-lsiren", "-lpthread", "-lm"]);
+            .args(["-Wl,--as-needed", "-lsiren", "-lpthread", "-lm", "-ldl"]);
         succeed(&mut command);
         program
     }
