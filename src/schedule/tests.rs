@@ -24,6 +24,8 @@ struct Job {
     tokens: usize,
 }
 
+type Answer = Receiver<Vec<Result<u32>>>;
+
 /// Gives each job its id as the result, and notes what it did.
 #[derive(Clone, Default)]
 struct Fake(Arc<(Mutex<State>, Condvar)>);
@@ -171,7 +173,7 @@ fn start(queue: usize, batch_tokens: usize) -> (Arc<Scheduler<Fake>>, Hand) {
 }
 
 /// A scheduler with a budget of 10 whose worker is at a pass of one short job, 0, that is held.
-fn start_held(queue: usize) -> (Arc<Scheduler<Fake>>, Hand, Receiver<Vec<Result<u32>>>) {
+fn start_held(queue: usize) -> (Arc<Scheduler<Fake>>, Hand, Answer) {
     let (scheduler, fake) = start(queue, 10);
     fake.hold([0]);
     let results = submit(&scheduler, vec![short(0)], Control::default());
@@ -187,11 +189,7 @@ fn long(id: u32) -> Job {
     Job { id, tokens: 100 }
 }
 
-fn submit(
-    scheduler: &Scheduler<Fake>,
-    jobs: Vec<Job>,
-    control: Control,
-) -> Receiver<Vec<Result<u32>>> {
+fn submit(scheduler: &Scheduler<Fake>, jobs: Vec<Job>, control: Control) -> Answer {
     let (sender, receiver) = mpsc::channel();
     scheduler.submit(jobs, control, move |results| sender.send(results).unwrap()).unwrap();
     receiver
