@@ -431,7 +431,7 @@ typedef struct siren_open_options {
      */
     uint64_t max_length;
     /**
-     * Longest text in bytes. 0: 16 MiB.
+     * Longest text in bytes. 0: 4 MiB.
      */
     uint64_t max_text_bytes;
     /**

@@ -7,8 +7,9 @@ use candle_core::Device;
 
 use crate::error::{Error, Result};
 
-/// Longest text in bytes, before cleaning.
-pub(crate) const DEFAULT_MAX_TEXT_BYTES: usize = 16 << 20;
+/// Longest text in bytes, before cleaning: one unbroken word takes about 130 times its size to
+/// tokenise.
+pub(crate) const DEFAULT_MAX_TEXT_BYTES: usize = 4 << 20;
 /// Most inputs of one batch.
 pub(crate) const DEFAULT_MAX_BATCH: usize = 16_384;
 /// Most texts that wait, over all callers.

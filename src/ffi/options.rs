@@ -61,7 +61,7 @@ pub struct siren_open_options {
     pub data_dir: siren_text,
     /// Longest text in tokens. 0: the artifact's.
     pub max_length: u64,
-    /// Longest text in bytes. 0: 16 MiB.
+    /// Longest text in bytes. 0: 4 MiB.
     pub max_text_bytes: u64,
     /// Most texts of one batch. 0: 16,384.
     pub max_batch: u64,
