@@ -493,7 +493,7 @@ static void sweep_inputs(void)
         {"\xed\xa0\x80", 3, 0},     {"x\xc0\x80", 3, 1},    {"x\xe2\x82y", 4, 1},
         {"\xf4\x90\x80\x80", 4, 0}, {"a\0b\0\xfe", 5, 4},
     };
-    static const size_t huge[] = {SIZE_MAX, SIZE_MAX - 7, (size_t)1 << 40, (16u << 20) + 1};
+    static const size_t huge[] = {SIZE_MAX, SIZE_MAX - 7, (size_t)1 << 40, (4u << 20) + 1};
     char words[64];
     int field;
     size_t i;
@@ -837,14 +837,14 @@ static int32_t push_async(const char *data, size_t length)
 
 static void sweep_streams(void)
 {
-    static const size_t huge[] = {SIZE_MAX, SIZE_MAX - 7, (size_t)1 << 40, (16u << 20) + 1};
+    static const size_t huge[] = {SIZE_MAX, SIZE_MAX - 7, (size_t)1 << 40, (4u << 20) + 1};
     siren_stream_options options = SIREN_STREAM_OPTIONS_INIT;
     char words[96];
     size_t i;
     REFUSED(SIREN_INVALID_ARGUMENT, "stream is NULL", siren_stream_new(guard, NULL, NULL, error));
     REFUSED(SIREN_INVALID_ARGUMENT, "stream is NULL", siren_stream_fork(stream, NULL, error));
     for (i = 0; i < sizeof huge / sizeof *huge; i++) {
-        sprintf(words, "data has %zu bytes, more than the limit of 16777216", huge[i]);
+        sprintf(words, "data has %zu bytes, more than the limit of 4194304", huge[i]);
         REFUSED(SIREN_LIMIT_EXCEEDED, words, push(edge(1), huge[i]));
         REFUSED(SIREN_LIMIT_EXCEEDED, words, push_async(edge(1), huge[i]));
         sprintf(words, "data is NULL with a length of %zu", huge[i]);
@@ -1151,7 +1151,7 @@ static void sweep_info(void)
     CHECK(info.threads == 2 && info.max_length >= 1 && info.default_threshold == 0.5);
     CHECK(info.layers_run >= 1 && info.layers_run <= info.layers);
     CHECK(info.hidden_size > 0 && info.neurons > 0 && info.weight_bytes > 0);
-    CHECK(info.max_batch == 16384 && info.max_text_bytes == 16u << 20);
+    CHECK(info.max_batch == 16384 && info.max_text_bytes == 4u << 20);
 
     sweep_buffer(info_json, "\"hidden_size\":");
 }
