@@ -50,6 +50,9 @@ struct Chunk {
     rotations: (Tensor, Tensor),
 }
 
+/// Is shown an observed layer's states, `[rows, hidden_size]`, with the texts that they are of.
+pub(crate) type Observe<'a> = dyn FnMut(usize, &Tensor, &[Part]) -> Result<()> + 'a;
+
 /// See the module.
 pub(crate) struct Pass {
     segments: Vec<Segment>,
@@ -112,7 +115,7 @@ impl Pass {
         &mut self,
         decoder: &Decoder,
         live: impl Fn(usize) -> bool,
-        observe: &mut dyn FnMut(usize, &Tensor, &[Part]) -> Result<()>,
+        observe: &mut Observe<'_>,
     ) -> Result<bool> {
         while self.layer < decoder.blocks() {
             let Some(chunk) = self.chunks.get_mut(self.chunk) else {

@@ -189,7 +189,13 @@ impl<T: Send + 'static> Completion<T> {
         let Some(done) = self.done.take() else { return };
         self.core.count(self.start, result.as_ref().err());
         self.core.unanswered.fetch_sub(1, Ordering::Relaxed);
-        self.core.callbacks.post(Box::new(move || done(result)));
+        let core = self.core.clone();
+        self.core.callbacks.post(Box::new(move || {
+            done(result);
+            // Who frees the guard must not wait for a host's completion: if this was the last to
+            // hold it, it ends here.
+            drop(core);
+        }));
     }
 
     /// The call is refused: its host is told by a status, and not again.

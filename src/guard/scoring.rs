@@ -13,6 +13,9 @@ use crate::stream::ends;
 use crate::text::{self, Growing, Input};
 use crate::windows::Layout;
 
+/// The token ids of a text, or of each of its windows, special ones included.
+type Sequences = Vec<Arc<[u32]>>;
+
 /// What the results of a call's jobs are made into.
 struct Plan {
     threshold: f64,
@@ -96,7 +99,7 @@ impl Core {
     fn plan(&self, inputs: &[Input<'_>], options: &ScoreOptions) -> Result<(Plan, Vec<Job>)> {
         let (threshold, layout) = self.check_options(inputs.len(), options)?;
         self.counters.texts.add(inputs.len() as u64);
-        let prepared: Vec<Result<(Planned, Vec<Arc<[u32]>>)>> = self.pool.install(|| {
+        let prepared: Vec<Result<(Planned, Sequences)>> = self.pool.install(|| {
             let prepare = |input: &Input<'_>| self.prepare_caught(*input, layout);
             inputs.par_iter().map(prepare).collect()
         });
@@ -118,7 +121,7 @@ impl Core {
         &self,
         input: Input<'_>,
         layout: Option<Layout>,
-    ) -> Result<(Planned, Vec<Arc<[u32]>>)> {
+    ) -> Result<(Planned, Sequences)> {
         catch_unwind(AssertUnwindSafe(|| self.prepare(input, layout))).unwrap_or_else(|panic| {
             Err(Error::internal(format!(
                 "a panic while the text was prepared: {}",
@@ -128,11 +131,7 @@ impl Core {
     }
 
     /// An input's token ids, in windows if there is a `layout`.
-    fn prepare(
-        &self,
-        input: Input<'_>,
-        layout: Option<Layout>,
-    ) -> Result<(Planned, Vec<Arc<[u32]>>)> {
+    fn prepare(&self, input: Input<'_>, layout: Option<Layout>) -> Result<(Planned, Sequences)> {
         if input == (Input::Exchange { prompt: None, response: None }) {
             return Err(Error::argument(
                 "text, prompt and response are all absent, expected one of them",

@@ -165,8 +165,8 @@ impl Track {
             let index = self.folded + i;
             let range = rules.layout.range(index, tokens);
             let floor = best.map_or(f32::NEG_INFINITY, |best| best.score);
-            let mut token = window.first;
-            for (place, score) in view.tokens(window.first).zip(&window.running) {
+            let running = view.tokens(window.first).zip(&window.running);
+            for (token, (place, score)) in (window.first..).zip(running) {
                 let score = score.max(floor);
                 if f64::from(score) >= rules.threshold {
                     run.length += 1;
@@ -181,7 +181,6 @@ impl Track {
                 if token >= first_run {
                     token_scores.push(f64::from(score));
                 }
-                token += 1;
             }
             if best.is_none_or(|best| window.score > best.score) {
                 let (start, end) = ends(&view, range.clone());
