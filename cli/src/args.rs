@@ -176,7 +176,8 @@ fn seconds(text: &str) -> Result<Duration, String> {
 ///
 /// Reads standard input as it comes, and scores all of it so far at the cost of what is new. On a
 /// terminal one line shows the score while it changes; at the end one line says what the whole
-/// scored, and where the running score first reached the threshold.
+/// scored, and where the running score first reached the threshold. Of a text longer than the
+/// guard's longest only the beginning is read, unless --windows is given.
 ///
 /// Exit code: 3 when it reached the threshold, 0 when it did not, 1 when something failed (nothing
 /// is known then), 2 for bad usage.
@@ -206,7 +207,7 @@ pub struct WatchArgs {
     /// the end. A text longer than the guard's longest is a failure: read it with --windows.
     #[arg(long)]
     pub pass: bool,
-    /// Print one JSON object for every push, and one at the end
+    /// Print one JSON object for every push, and one when the text has ended
     ///
     /// {"score","is_harmful","threshold","tokens","truncated","first_crossing","bytes","cleared",
     /// "finished"}: bytes were read so far, of which the first cleared ones may be shown. With

@@ -8,12 +8,12 @@ use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use serde_json::json;
-use siren::{Error, Guard, Push, PushOptions, Status, StreamOptions};
+use siren::{Error, Guard, Push, PushOptions, Status, Stream, StreamOptions};
 
 use crate::args::WatchArgs;
 use crate::output::{Failure, Outcome, Row, bad_usage, crossing_json, window_json};
 use live::Live;
-use tail::Tail;
+use tail::{AROUND, Tail};
 
 /// What the process ends with when the text crossed.
 const CROSSED: u8 = 3;
@@ -33,26 +33,30 @@ pub fn run(args: &WatchArgs) -> Outcome {
         windows: args.windows.windows(),
     })?;
     let mut watch = Watch::new(args);
-    let reads = read();
-    let followed = (|| {
-        while let Some(bytes) = next(&reads)? {
-            watch.tail.add(&bytes);
-            let push = stream.push(&bytes, PushOptions::default())?;
-            watch.take(&push, false)?;
-            if args.stop_at_crossing && push.first_crossing.is_some() {
-                return watch.say(&push);
-            }
-        }
-        let push = stream.finish(PushOptions::default())?;
-        watch.take(&push, true)?;
-        watch.say(&push)
-    })();
-    match followed {
-        // Nobody reads on: what is known is the answer.
+    let followed = follow(args, &stream, &mut watch);
+    let said = watch.leave().map_err(Failure::from).and_then(|()| watch.say(&followed?));
+    match said {
+        // When nobody reads on, what is known is the answer.
         Ok(()) | Err(Failure::Closed) if watch.crossed => Ok(ExitCode::from(CROSSED)),
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(failure) => Err(failure),
     }
+}
+
+/// Pushes standard input to its end, or to the crossing; gives the last result.
+fn follow(args: &WatchArgs, stream: &Stream, watch: &mut Watch<'_>) -> Result<Push, Failure> {
+    let reads = read();
+    while let Some(bytes) = next(&reads)? {
+        watch.tail.add(&bytes);
+        let push = stream.push(&bytes, PushOptions::default())?;
+        watch.take(&push, false)?;
+        if args.stop_at_crossing && watch.crossed {
+            return Ok(push);
+        }
+    }
+    let push = stream.finish(PushOptions::default())?;
+    watch.take(&push, true)?;
+    Ok(push)
 }
 
 /// Reads on a thread of its own, so that what comes while a push runs waits for the next one.
@@ -101,8 +105,9 @@ struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     fn new(args: &'a WatchArgs) -> Self {
-        // Text that runs over the terminal is live enough, and would be torn by a line below it.
-        let is_hidden = args.json || args.pass && std::io::stdout().is_terminal();
+        // Text that is passed on may run over the same terminal, also through the next command of a
+        // pipe: it is live enough, and the line would tear it.
+        let is_hidden = args.json || args.pass;
         Self {
             args,
             tail: Tail::default(),
@@ -159,20 +164,31 @@ impl<'a> Watch<'a> {
         object
     }
 
-    /// The last word, for a person.
-    fn say(&mut self, push: &Push) -> Result<(), Failure> {
-        // First, so that it is gone from the terminal.
+    /// Leaves the terminal with its cursor where a line begins.
+    fn leave(&mut self) -> std::io::Result<()> {
         self.live = None;
+        let mut stderr = std::io::stderr();
+        if self.passed.is_some_and(|byte| byte != b'\n') && stderr.is_terminal() {
+            writeln!(stderr)?;
+        }
+        Ok(())
+    }
+
+    /// The last word, for a person.
+    fn say(&self, push: &Push) -> Result<(), Failure> {
         if self.args.json {
             return Ok(());
         }
-        let torn = self.passed.is_some_and(|byte| byte != b'\n') && std::io::stdout().is_terminal();
+        let (bytes, threshold) = (self.tail.len(), push.threshold);
         let text = match push.first_crossing {
             Some(crossing) => {
-                let marked = self.tail.marked(crossing);
-                format!("crossed {} at byte {}: {marked}", push.threshold, crossing.byte)
+                let marked = self.tail.marked(crossing, AROUND);
+                format!("crossed {threshold} at byte {}: {marked}", crossing.byte)
             }
-            None => format!("{} bytes, did not cross {}", self.tail.len(), push.threshold),
+            None if push.truncated => format!(
+                "{bytes} bytes; what was read did not cross {threshold}, --windows reads the rest"
+            ),
+            None => format!("{bytes} bytes, did not cross {threshold}"),
         };
         let row = Row {
             score: push.score,
@@ -182,12 +198,7 @@ impl<'a> Watch<'a> {
             window: push.window,
             text,
         };
-        self.print(|out| {
-            if torn {
-                writeln!(out)?;
-            }
-            row.write(out)
-        })?;
+        self.print(|out| row.write(out))?;
         Ok(())
     }
 

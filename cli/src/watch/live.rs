@@ -12,6 +12,8 @@ use crate::output::{FAINT, HARMFUL, SAFE};
 
 const TEMPLATE: &str = "{spinner} {wide_msg}";
 const CELLS: usize = 24;
+/// Characters on either side of a crossing: the line is short.
+const AROUND: usize = 12;
 
 /// One line on stderr, cut to the terminal's width, and gone when this is dropped.
 pub struct Live {
@@ -41,9 +43,9 @@ impl Live {
         let (filled, empty) = gauge(push.score, push.threshold);
         let state = match push.first_crossing {
             Some(crossing) => {
-                format!("crossed at byte {}: {}", crossing.byte, tail.marked(crossing))
+                format!("crossed at byte {}: {}", crossing.byte, tail.marked(crossing, AROUND))
             }
-            None => format!("below {}", push.threshold),
+            None => format!("not crossed {}", push.threshold),
         };
         let line = format!(
             "{style}{:.4} {filled}{style:#}{FAINT}{empty}  {} tokens, {} bytes{FAINT:#}  {state}",

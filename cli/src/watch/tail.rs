@@ -4,8 +4,8 @@ use siren::{Crossing, Push};
 
 use crate::output::{HARMFUL, printable};
 
-/// Characters that are shown on either side of a crossing.
-const AROUND: usize = 30;
+/// Most characters that are shown on either side of a crossing.
+pub const AROUND: usize = 30;
 /// Bytes that hold them, and the first of which may lie inside a character.
 const KEPT: usize = 4 * AROUND + 4;
 
@@ -42,21 +42,21 @@ impl Tail {
         fresh
     }
 
-    /// The text around a crossing, which stands in brackets.
-    pub fn marked(&self, crossing: Crossing) -> String {
+    /// A crossing, in brackets, and up to `around` characters on either side of it.
+    pub fn marked(&self, crossing: Crossing, around: usize) -> String {
         // Another chunk may have made other tokens of what was cleared.
         let start = self.cleared.min(crossing.byte).saturating_sub(self.forgotten);
         let end = crossing.byte.saturating_sub(self.forgotten);
         let [before, token, after] =
             [&self.bytes[..start], &self.bytes[start..end], &self.bytes[end..]]
                 .map(String::from_utf8_lossy);
-        let mut left: Vec<char> = printable(&before).rev().take(AROUND).collect();
+        let mut left: Vec<char> = printable(&before).rev().take(around).collect();
         left.reverse();
         let left = left.into_iter().collect::<String>();
-        let right = printable(&after).take(AROUND).collect::<String>();
+        let right = printable(&after).take(around).collect::<String>();
         let token = printable(&token).collect::<String>();
         let cut =
-            if self.forgotten > 0 || before.chars().nth(AROUND).is_some() { "…" } else { "" };
+            if self.forgotten > 0 || before.chars().nth(around).is_some() { "…" } else { "" };
         format!("{cut}{}{HARMFUL}[{token}]{HARMFUL:#}{}", left, right.trim_end())
     }
 
