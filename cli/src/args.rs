@@ -21,13 +21,11 @@ pub struct Cli {
 pub enum Command {
     /// Score texts: from the command line, from standard input, or as JSON lines
     Score(ScoreArgs),
-    /// Follow a text while it is written: `model | siren watch`
     Watch(WatchArgs),
     /// Show what an artifact holds: layers, neurons, weights, head, backbone
     Inspect(InspectArgs),
     /// Fetch an artifact and its backbone into one directory that opens without a network
     Pull(PullArgs),
-    /// Measure how fast a guard is on this machine
     Bench(BenchArgs),
     /// Print a completion script for a shell
     Completions {
