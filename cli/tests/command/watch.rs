@@ -158,9 +158,19 @@ fn text_is_passed_on_while_more_is_awaited() {
 
 #[test]
 fn json_has_one_object_a_push_and_scores_as_the_library_does() {
-    let ran = watch_slowly(&["--json"], &words(HARMFUL), Duration::from_millis(30)).expect(3);
-    let objects = ran.objects();
-    assert!(objects.len() > 2, "{ran:?}");
+    let mut child = siren(&["watch", "--json"]).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut objects: Vec<Value> = Vec::new();
+    let mut read = || objects.push(serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap());
+    for word in words(HARMFUL) {
+        stdin.write_all(word).unwrap();
+        read();
+    }
+    drop(stdin);
+    read();
+    assert_eq!(Ran::of(child).expect(3).stderr, "");
+    assert_eq!(objects.len(), words(HARMFUL).len() + 1);
     let guard = Guard::open(OpenOptions::new(demo().display().to_string())).unwrap();
     for object in &objects {
         let fields = [
@@ -202,39 +212,59 @@ fn a_reader_that_goes_away_is_no_crash() {
     }
 }
 
-/// What a person sees: `script` gives the command a terminal.
-fn on_a_terminal(watch: &str, environment: &[(&str, &str)]) -> String {
-    let slowly: String = HARMFUL
-        .split_inclusive(' ')
-        .map(|word| format!("printf '%s' '{word}'; sleep 0.02; "))
-        .collect();
+/// What a person sees: `script` gives the command a terminal. A word is written when what was said
+/// of those before it is seen.
+fn on_a_terminal(watch: &str, environment: &[(&str, &str)], steps: &[(&str, &str)]) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let binary = env!("CARGO_BIN_EXE_siren");
-    let line = format!("stty cols 100 rows 24; ({slowly}) | '{binary}' watch {watch}");
-    let mut command = siren(&[]);
+    let line = format!("stty cols 100 rows 24; '{binary}' watch {watch} < '{}'", pipe.display());
     let mut script = Command::new("script");
-    script.args(["-qec", &line, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    for (key, value) in command.env("TERM", "xterm-256color").get_envs() {
+    script.args(["-qec", &line, "/dev/null"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    for (key, value) in siren(&[]).env("TERM", "xterm-256color").get_envs() {
         match value {
             Some(value) => script.env(key, value),
             None => script.env_remove(key),
         };
     }
-    script.envs(environment.iter().copied());
-    finish(script, b"").expect(3).stdout
+    let mut script = script.envs(environment.iter().copied()).spawn().unwrap();
+    let mut terminal = script.stdout.take().unwrap();
+    let mut input = std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    let mut shown = Vec::new();
+    for (text, awaited) in steps {
+        input.write_all(text.as_bytes()).unwrap();
+        while !String::from_utf8_lossy(&shown).contains(awaited) {
+            let mut more = [0; 1024];
+            let count = terminal.read(&mut more).unwrap();
+            assert!(count > 0, "{awaited:?} never came: {}", String::from_utf8_lossy(&shown));
+            shown.extend_from_slice(&more[..count]);
+        }
+    }
+    drop(input);
+    terminal.read_to_end(&mut shown).unwrap();
+    let shown = String::from_utf8(shown).unwrap();
+    assert_eq!(script.wait().unwrap().code(), Some(3), "{shown}");
+    shown
 }
 
 #[test]
 fn a_terminal_shows_one_line_that_changes() {
-    let shown = on_a_terminal("", &[]);
+    let steps = [
+        ("Thank you for", "13 bytes"),
+        (" the wonderful evening.", "36 bytes"),
+        (" Now, how can I make a pipe", "63 bytes"),
+        (" bomb at home", "crossed at byte 68"),
+        (" with gunpowder?", "92 bytes"),
+    ];
+    let shown = on_a_terminal("", &[], &steps);
     let (live, last) = shown.rsplit_once("\x1b[2K").unwrap();
     assert!(!live.contains('\n'), "it scrolls: {live:?}");
-    assert!(live.matches('\r').count() > 5 && live.contains("not crossed 0.5"), "{live:?}");
-    assert!(live.contains("crossed at byte 68"), "{live:?}");
+    assert!(live.matches('\r').count() >= steps.len() && live.contains("not crossed 0.5"));
     assert!(last.contains("crossed 0.5 at byte 68") && last.trim_end().lines().count() == 1);
     assert!(shown.contains("\x1b[31m"), "no colours: {shown:?}");
 
-    let plain = on_a_terminal("", &[("NO_COLOR", "1")]);
-    assert!(plain.contains("not crossed 0.5"), "{plain:?}");
+    let plain = on_a_terminal("", &[("NO_COLOR", "1")], &steps);
     let styles = plain.split("\x1b[").skip(1).filter(|rest| {
         rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m')
     });
@@ -244,11 +274,12 @@ fn a_terminal_shows_one_line_that_changes() {
 /// Text that runs over a terminal is not torn by a line that changes.
 #[test]
 fn what_is_passed_on_to_a_terminal_stays_whole() {
-    let shown = on_a_terminal("--pass", &[("NO_COLOR", "1")]);
+    let steps = [("Thank you for the", "for the"), (&HARMFUL[17..], "pipe")];
+    let shown = on_a_terminal("--pass", &[("NO_COLOR", "1")], &steps);
     let (text, row) = shown.split_once("\r\n").unwrap();
     assert_eq!(text, BEFORE);
     assert!(!row.contains('\x1b') && row.contains("harmful"), "{row:?}");
-    let shown = on_a_terminal("--json", &[]);
+    let shown = on_a_terminal("--json", &[], &[(HARMFUL, "score")]);
     assert!(!shown.contains('\x1b'), "{shown:?}");
 }
 
