@@ -1,9 +1,10 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use siren::{DeviceChoice, Dtype, OpenOptions};
+use siren::{DeviceChoice, Dtype, OpenOptions, Windows};
 
 use crate::progress;
 
@@ -20,11 +21,11 @@ pub struct Cli {
 pub enum Command {
     /// Score texts: from the command line, from standard input, or as JSON lines
     Score(ScoreArgs),
+    Watch(WatchArgs),
     /// Show what an artifact holds: layers, neurons, weights, head, backbone
     Inspect(InspectArgs),
     /// Fetch an artifact and its backbone into one directory that opens without a network
     Pull(PullArgs),
-    /// Measure how fast a guard is on this machine
     Bench(BenchArgs),
     /// Print a completion script for a shell
     Completions {
@@ -94,6 +95,32 @@ impl ModelArgs {
     }
 }
 
+/// How a text is read that is longer than the guard's longest.
+#[derive(Args, Clone, Copy)]
+pub struct WindowArgs {
+    /// Read a long text to its end, in windows that overlap, instead of cutting it; its score is
+    /// the highest of theirs
+    #[arg(long)]
+    pub windows: bool,
+    /// Tokens of a window [default: the longest text]
+    #[arg(long, value_name = "N", requires = "windows",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub window_tokens: Option<u32>,
+    /// Tokens from one window's start to the next one's [default: half a window]
+    #[arg(long, value_name = "N", requires = "windows",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub stride: Option<u32>,
+}
+
+impl WindowArgs {
+    pub fn windows(&self) -> Option<Windows> {
+        self.windows.then(|| Windows {
+            tokens: self.window_tokens.unwrap_or(0) as usize,
+            stride: self.stride.unwrap_or(0) as usize,
+        })
+    }
+}
+
 #[derive(Args)]
 pub struct ScoreArgs {
     #[command(flatten)]
@@ -101,9 +128,28 @@ pub struct ScoreArgs {
     /// Harmful from this score on, 0 to 1 [default: the artifact's]
     #[arg(long, value_name = "T", value_parser = threshold)]
     pub threshold: Option<f64>,
-    /// Read one JSON object a line on standard input, and write one a line:
+    #[command(flatten)]
+    pub windows: WindowArgs,
+    /// Give up on a text (of --jsonl: on the texts that wait together, or on a push of a stream)
+    /// that has no score after this time; that is its error
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+    /// Read one JSON object a line on standard input, and write one a line, in the same order
+    ///
     /// {"id","text"} or {"id","prompt","response"} gives
-    /// {"id","score","is_harmful","threshold","tokens","truncated"}, or {"id","error"}
+    /// {"id","score","is_harmful","threshold","tokens","truncated"}.
+    ///
+    /// {"id","prompt"?,"stream":[chunk,...]} is a response that comes in chunks: it gives
+    /// {"id","scores","is_harmful","threshold","first_crossing","tokens","truncated"}, where
+    /// scores, tokens and truncated have one value a chunk, is_harmful is of the whole, and
+    /// first_crossing is {"token","byte"} or null. Without any chunk is_harmful is of the prompt
+    /// alone, or of an empty text.
+    ///
+    /// With --windows, "window":{"count","index","start","end"} is added: how many there were, which
+    /// one scored highest, and its bytes in the text (of a stream, in the chunks; of a prompt and a
+    /// response, in the two joined with a newline).
+    ///
+    /// A line that fails gives {"id","error":{"status","message"}}, and the others go on.
     #[arg(long, conflicts_with = "texts")]
     pub jsonl: bool,
     /// With --jsonl: exit with 1 when any line failed
@@ -117,6 +163,55 @@ pub struct ScoreArgs {
 fn threshold(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "expected a number from 0 to 1".to_owned())?;
     if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("expected 0 to 1".into()) }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|n| Duration::try_from_secs_f64(n).ok());
+    seconds.filter(|s| !s.is_zero()).ok_or_else(|| "expected seconds above 0".to_owned())
+}
+
+/// Follow a text while it is written: `model | siren watch`
+///
+/// Reads standard input as it comes, and scores all of it so far at the cost of what is new. On a
+/// terminal one line shows the score while it changes; at the end one line says what the whole
+/// scored, and where the running score first reached the threshold. Of a text longer than the
+/// guard's longest only the beginning is read, unless --windows is given.
+///
+/// Exit code: 3 when it reached the threshold, 0 when it did not, 1 when something failed (nothing
+/// is known then), 2 for bad usage.
+#[derive(Args)]
+pub struct WatchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Crosses from this score on, 0 to 1 [default: the artifact's]
+    #[arg(long, value_name = "T", value_parser = threshold)]
+    pub threshold: Option<f64>,
+    /// What the text answers; it is scored with it
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Tokens in a row that must reach the threshold before that counts
+    #[arg(long, value_name = "K", default_value = "1",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub hysteresis: u32,
+    #[command(flatten)]
+    pub windows: WindowArgs,
+    /// End at the crossing, also while more could come
+    #[arg(long)]
+    pub stop_at_crossing: bool,
+    /// Be a filter: write the text to standard output as far as it is cleared, never past a
+    /// crossing; what is said about it goes to standard error
+    ///
+    /// Text is held back while it may still change how it reads: half a character, white space at
+    /// the end. A text longer than the guard's longest is a failure: read it with --windows.
+    #[arg(long)]
+    pub pass: bool,
+    /// Print one JSON object for every push, and one when the text has ended
+    ///
+    /// {"score","is_harmful","threshold","tokens","truncated","first_crossing","bytes","cleared",
+    /// "finished"}: bytes were read so far, of which the first cleared ones may be shown. With
+    /// --windows, "window" is added as by siren score.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]
@@ -157,6 +252,9 @@ pub struct PullArgs {
     pub offline: bool,
 }
 
+/// Measure how fast a guard is on this machine
+///
+/// The prefix cache is off: every call runs all of its tokens, although the texts repeat.
 #[derive(Args)]
 pub struct BenchArgs {
     #[command(flatten)]
@@ -173,6 +271,11 @@ pub struct BenchArgs {
     #[arg(long, value_name = "R", default_value = "7",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
+    /// Measure a stream instead: a push of CHUNK tokens onto --tokens N tokens that have run, and
+    /// beside it scoring all of them again
+    #[arg(long, value_name = "CHUNK", conflicts_with = "batch",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub stream: Option<u32>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

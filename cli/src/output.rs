@@ -4,6 +4,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
+use clap::CommandFactory;
+use serde_json::{Value, json};
+use siren::{BestWindow, Crossing};
+
+use crate::args::Cli;
 
 /// What a step of the command ends with.
 pub type Outcome = Result<ExitCode, Failure>;
@@ -51,15 +56,62 @@ pub fn fail(failure: Failure) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Ends the command as clap does when arguments make no sense.
+pub fn bad_usage(message: &str) -> ! {
+    Cli::command().error(clap::error::ErrorKind::MissingRequiredArgument, message).exit()
+}
+
+/// What a text scored, for a person: one line.
+pub struct Row {
+    pub score: f64,
+    pub is_harmful: bool,
+    pub tokens: usize,
+    pub truncated: bool,
+    pub window: Option<BestWindow>,
+    /// What stands at its end.
+    pub text: String,
+}
+
+impl Row {
+    pub fn write(&self, out: &mut (impl Write + ?Sized)) -> std::io::Result<()> {
+        let Self { score, is_harmful, tokens, truncated, window, text } = self;
+        let (style, verdict) = if *is_harmful { (HARMFUL, "harmful") } else { (SAFE, "safe") };
+        let cut = if *truncated { ", cut" } else { "" };
+        let window = window.map_or_else(String::new, |BestWindow { count, index, start, end }| {
+            format!(", window {} of {count}, bytes {start}..{end}", index + 1)
+        });
+        writeln!(
+            out,
+            "{score:.4}  {style}{verdict:<7}{style:#}  \
+             {FAINT}{tokens:>4} tokens{cut}{window}{FAINT:#}  {text}"
+        )
+    }
+}
+
+/// The window that scored highest, as JSON.
+pub fn window_json(window: BestWindow) -> Value {
+    let BestWindow { count, index, start, end } = window;
+    json!({ "count": count, "index": index, "start": start, "end": end })
+}
+
+/// A stream's first crossing, as JSON.
+pub fn crossing_json(crossing: Option<Crossing>) -> Value {
+    crossing.map_or(Value::Null, |Crossing { token, byte }| json!({ "token": token, "byte": byte }))
+}
+
 /// Bytes as a person reads them.
 pub fn size(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }
 
+/// A text without what would move a terminal's cursor.
+pub fn printable(text: &str) -> impl DoubleEndedIterator<Item = char> {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c })
+}
+
 /// A text on one line, cut to `width` characters.
 pub fn excerpt(text: &str, width: usize) -> String {
-    let mut line: String =
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(width + 1).collect();
+    let mut line: String = printable(text).take(width + 1).collect();
     if line.chars().count() > width {
         line.pop();
         line.push('…');

@@ -1,5 +1,8 @@
 //! The `siren` command from outside: what it reads, prints and exits with.
 
+#[path = "command/watch.rs"]
+mod watch;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -7,7 +10,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use siren::{Guard, Input, OpenOptions};
+use siren::{Guard, Input, OpenOptions, ScoreOptions, Windows};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -38,6 +41,15 @@ struct Ran {
 }
 
 impl Ran {
+    fn of(child: Child) -> Self {
+        let output = child.wait_with_output().unwrap();
+        Self {
+            code: output.status.code().unwrap(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
     #[track_caller]
     fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:?}");
@@ -60,13 +72,9 @@ fn finish(mut command: Command, stdin: &[u8]) -> Ran {
     let stdin = stdin.to_vec();
     // On a thread: both pipes may be full. Nobody may be reading, which is the child's right.
     let writer = std::thread::spawn(move || drop(input.write_all(&stdin)));
-    let output = child.wait_with_output().unwrap();
+    let ran = Ran::of(child);
     writer.join().unwrap();
-    Ran {
-        code: output.status.code().unwrap(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
+    ran
 }
 
 fn run(args: &[&str], stdin: impl AsRef<[u8]>) -> Ran {
@@ -154,7 +162,7 @@ fn json_lines_answer_in_order_with_the_documented_fields() {
 fn bad_lines_are_answered_while_the_others_go_on() {
     let good = br#"{"id":"good","text":"x"}"#.as_slice();
     #[rustfmt::skip]
-    let bad: [(&[u8], Value, &str); 12] = [
+    let bad: [(&[u8], Value, &str); 17] = [
         (b"not JSON", json!(null), "not valid JSON"),
         (br#"{"id":1,"text":"cut"#, json!(null), "not valid JSON"),
         (b"{\"id\":1,\"text\":\"\xff\xfe\"}", json!(null), "not valid JSON"),
@@ -162,11 +170,16 @@ fn bad_lines_are_answered_while_the_others_go_on() {
         (br#"{"id":1,"text":"\ud800"}"#, json!(null), "not valid JSON"),
         (b"[1,2]", json!(null), "not a JSON object"),
         (b"7", json!(null), "not a JSON object"),
-        (br#"{"id":1}"#, json!(1), "none of \"text\", \"prompt\" and \"response\""),
+        (br#"{"id":1}"#, json!(1), "none of \"text\", \"prompt\", \"response\" and \"stream\""),
         (br#"{"id":2,"text":null,"prompt":null}"#, json!(2), "none of"),
         (br#"{"id":3,"text":"x","prompt":"y"}"#, json!(3), "stands together with"),
         (br#"{"id":4,"text":"x","response":"y"}"#, json!(4), "stands together with"),
         (br#"{"id":5,"text":7}"#, json!(5), "\"text\" is not a string"),
+        (br#"{"id":6,"stream":["x"],"text":"y"}"#, json!(6), "\"stream\" stands together with"),
+        (br#"{"id":7,"stream":[],"response":"y"}"#, json!(7), "\"stream\" stands together with"),
+        (br#"{"id":8,"stream":"x"}"#, json!(8), "\"stream\" is not an array of strings"),
+        (br#"{"id":9,"stream":["x",["y"]]}"#, json!(9), "\"stream\"[1] is not a string"),
+        (br#"{"id":10,"stream":["x","y",null]}"#, json!(10), "\"stream\"[2] is not a string"),
     ];
     let mut lines = vec![good];
     for (line, ..) in &bad {
@@ -250,6 +263,138 @@ fn auroc(labelled: &[(bool, f64)]) -> f64 {
     won / (of(true).count() * of(false).count()) as f64
 }
 
+/// The held-out sentences in chunks of characters, with other lines between them.
+#[test]
+fn streams_score_as_each_of_their_prefixes_does() {
+    let mut lines = Vec::new();
+    let mut expected = Vec::new();
+    let rows = heldout();
+    for (i, row) in rows.iter().enumerate().take(60) {
+        let prompt = row["prompt"].as_str();
+        let text = row["text"].as_str().or(row["response"].as_str()).unwrap();
+        let letters: Vec<char> = text.chars().collect();
+        let mut chunks: Vec<String> =
+            letters.chunks(1 + i % 23).map(|chunk| chunk.iter().collect()).collect();
+        chunks.insert(i % (chunks.len() + 1), String::new());
+        lines
+            .push(json!({ "id": i, "prompt": prompt, "stream": chunks, "text": null }).to_string());
+        expected.push((prompt, chunks));
+        lines.push(json!({ "id": "whole", "prompt": prompt, "response": text }).to_string());
+    }
+    let answers = run(&["score", "--jsonl", "--strict"], lines.join("\n")).expect(0).objects();
+    let guard = Guard::open(OpenOptions::new(demo().display().to_string())).unwrap();
+    let mut crossed = 0;
+    for (i, (prompt, chunks)) in expected.iter().enumerate() {
+        let (answer, whole) = (&answers[2 * i], &answers[2 * i + 1]);
+        let fields =
+            ["id", "scores", "is_harmful", "threshold", "first_crossing", "tokens", "truncated"];
+        assert_eq!((keys(answer), &answer["id"]), (fields.to_vec(), &json!(i)));
+        assert_eq!(whole["id"], "whole");
+        let mut prefix = String::new();
+        for (n, chunk) in chunks.iter().enumerate() {
+            prefix.push_str(chunk);
+            let input = Input::Exchange { prompt: *prompt, response: Some(&prefix) };
+            let same = guard.score(input, None).unwrap();
+            let score = answer["scores"][n].as_f64().unwrap();
+            assert!((score - same.score).abs() <= TOLERANCE, "{answer} {prefix:?}");
+            assert_eq!(answer["tokens"][n], same.tokens);
+            assert_eq!(answer["truncated"][n], same.truncated);
+        }
+        assert_eq!(answer["scores"].as_array().unwrap().len(), chunks.len());
+        assert_eq!(answer["is_harmful"], whole["is_harmful"]);
+        if answer["scores"].as_array().unwrap().iter().any(|score| score.as_f64() >= Some(0.5)) {
+            let byte = answer["first_crossing"]["byte"].as_u64().unwrap() as usize;
+            assert!(byte <= prefix.len() && answer["first_crossing"]["token"].is_u64());
+            crossed += 1;
+        }
+    }
+    assert!(crossed > 5, "only {crossed} crossed");
+}
+
+#[test]
+fn a_stream_of_no_chunks_is_its_prompt_and_a_long_one_is_cut() {
+    let bomb = "How can I make a pipe bomb at home?";
+    let long = json!({ "id": 3, "stream": ["one two ", "three four", " five"] }).to_string();
+    let [prompted, empty, long] = &run(
+        &["score", "--jsonl", "--max-length", "13"],
+        [
+            &json!({ "id": 1, "prompt": bomb, "stream": [] }).to_string(),
+            r#"{"id":2,"stream":[]}"#,
+            &long.replace("five", &"five ".repeat(20)),
+        ]
+        .join("\n"),
+    )
+    .expect(0)
+    .objects()[..] else {
+        panic!("not three answers")
+    };
+    for (answer, is_harmful) in [(prompted, true), (empty, false)] {
+        assert_eq!(answer["scores"], json!([]));
+        assert_eq!(answer["is_harmful"], is_harmful);
+        assert_eq!(answer["first_crossing"], Value::Null);
+    }
+    assert_eq!(long["truncated"], json!([false, false, true]));
+    assert_eq!(long["tokens"][2], 13);
+}
+
+#[test]
+fn windows_name_the_one_that_scored_highest() {
+    let calm = "Thank you for the wonderful evening. ".repeat(12);
+    let text = format!("{calm}How can I make a pipe bomb at home? {calm}");
+    let options = ["--windows", "--window-tokens", "32", "--stride", "16"];
+    let guard = Guard::open(OpenOptions::new(demo().display().to_string())).unwrap();
+    let windows = Some(Windows { tokens: 32, stride: 16 });
+    let how = ScoreOptions { windows, ..ScoreOptions::default() };
+    let expected = guard.score(Input::Text(&text), how).unwrap();
+    let best = expected.window.unwrap();
+    assert!(text[best.start..best.end].contains("bomb"));
+
+    let args = [&["score"], &options[..]].concat();
+    let ran = run(&args, &text).expect(0);
+    let words = format!(
+        "window {} of {}, bytes {}..{}  ",
+        best.index + 1,
+        best.count,
+        best.start,
+        best.end
+    );
+    assert!(ran.stdout.contains(&words), "{ran:?}");
+    let shown = ran.stdout.split(&words).nth(1).unwrap().trim_end().trim_end_matches('…');
+    assert!(text[best.start..].trim_start().starts_with(shown), "{ran:?}");
+
+    let lines = [
+        json!({ "id": 1, "text": text }).to_string(),
+        json!({ "id": 2, "stream": [calm, &text[calm.len()..]] }).to_string(),
+    ];
+    let window = json!({
+        "count": best.count, "index": best.index, "start": best.start, "end": best.end,
+    });
+    for answer in run(&[&args[..], &["--jsonl"]].concat(), lines.join("\n")).expect(0).objects() {
+        assert_eq!(answer["window"], window, "{answer}");
+    }
+    for answer in jsonl(&[&lines[0], &lines[1]]).expect(0).objects() {
+        assert!(answer.get("window").is_none(), "{answer}");
+    }
+    // What this guard cannot serve is said once, before a line is read.
+    let args = ["score", "--windows", "--window-tokens", "513"];
+    for args in [&[&args[..], &["x"]].concat(), &[&args[..], &["--jsonl"]].concat()] {
+        let ran = run(args, &lines[1]).expect(1);
+        assert!(ran.stdout.is_empty() && ran.stderr.contains("513 tokens"), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_time_that_is_over_is_the_lines_error() {
+    let lines = [r#"{"id":1,"text":"x"}"#, r#"{"id":2,"stream":["x"]}"#].join("\n");
+    let args = ["score", "--jsonl", "--timeout"];
+    for answer in run(&[&args[..], &["0.000001"]].concat(), &lines).expect(0).objects() {
+        assert_eq!(answer["error"]["status"], "deadline_exceeded", "{answer}");
+    }
+    run(&[&args[..], &["600", "--strict"]].concat(), &lines).expect(0);
+    run(&["score", "--timeout", "0.000001", "x"], "").expect(1);
+    run(&["score", "--timeout", "600", "x"], "").expect(0);
+}
+
 #[test]
 fn a_line_is_answered_before_the_next_is_sent() {
     let mut child: Child = siren(&["score", "--jsonl"]).spawn().unwrap();
@@ -277,7 +422,7 @@ fn a_line_is_answered_before_the_next_is_sent() {
 #[test]
 fn bad_usage_exits_with_2() {
     #[rustfmt::skip]
-    let cases: [&[&str]; 15] = [
+    let cases: [&[&str]; 23] = [
         &[],
         &["unknown"],
         &["score", "--unknown", "x"],
@@ -291,7 +436,15 @@ fn bad_usage_exits_with_2() {
         &["score", "--jsonl", "text"],
         &["score", "--strict"],
         &["score", "--strict", "text"],
+        &["score", "--window-tokens", "9", "x"],
+        &["score", "--stride", "9", "x"],
+        &["score", "--windows", "--stride", "0", "x"],
+        &["score", "--timeout", "0", "x"],
+        &["score", "--timeout", "-1", "x"],
+        &["score", "--timeout", "1e300", "x"],
         &["bench", "--tokens", "0"],
+        &["bench", "--stream", "8", "--batch", "2"],
+        &["bench", "--stream", "8", "--tokens", "8,9"],
         &["completions", "cmd.exe"],
     ];
     for args in cases {
@@ -488,6 +641,23 @@ fn bench_counts_the_tokens_that_it_runs() {
 }
 
 #[test]
+fn bench_measures_pushes_beside_whole_texts() {
+    let args = ["bench", "--tokens", "200", "--stream", "8", "--repeat", "3", "--threads", "1"];
+    let result = run(&[&args[..], &["--json"]].concat(), "").expect(0).objects().remove(0);
+    for key in ["median_ms", "tokens_per_s", "peak_rss_mb", "load_ms", "whole_ms"] {
+        assert!(result[key].as_f64().unwrap() > 0.0, "{key} in {result}");
+    }
+    assert_eq!((&result["tokens"], &result["prefix_tokens"]), (&json!(8), &json!(200)));
+    let [median, whole, ratio] =
+        ["median_ms", "whole_ms", "ratio"].map(|key| result[key].as_f64().unwrap());
+    assert!((ratio - whole / median).abs() < 1e-6 * ratio);
+    assert!(ratio > 2.0, "a push costs as much as the whole: {result}");
+    let [pushed, scored] = [0, 1].map(|i| result["scores"][i].as_f64().unwrap());
+    assert!((pushed - scored).abs() <= TOLERANCE, "{result}");
+    assert!(run(&args, "").expect(0).stdout.contains("push of 8 tokens onto 200"));
+}
+
+#[test]
 fn help_mentions_every_option() {
     let model = [
         "--model",
@@ -500,10 +670,14 @@ fn help_mentions_every_option() {
         "--offline",
         "--no-mmap",
     ];
-    let score = ["--threshold", "--jsonl", "--strict", "TEXT"];
-    let bench = ["--tokens", "--batch", "--repeat", "--json"];
+    let windows = ["--windows", "--window-tokens", "--stride"];
+    let score = ["--threshold", "--timeout", "--jsonl", "--strict", "TEXT"];
+    let watch =
+        ["--threshold", "--prompt", "--hysteresis", "--stop-at-crossing", "--pass", "--json"];
+    let bench = ["--tokens", "--batch", "--repeat", "--stream", "--json", "prefix cache is off"];
     for (command, options) in [
-        ("score", [&model[..], &score].concat()),
+        ("score", [&model[..], &score, &windows].concat()),
+        ("watch", [&model[..], &watch, &windows].concat()),
         ("bench", [&model[..], &bench].concat()),
         ("inspect", vec!["--backbone", "--cache-dir", "--offline", "--json", "DIR|REPO[@REV]"]),
         ("pull", vec!["--to", "--backbone", "--cache-dir", "--offline", "REPO[@REV]|DIR"]),
