@@ -294,7 +294,11 @@ impl Taken {
                 ),
             ));
         }
-        let run = || state.growing.next(&core.tokenizer, &text, *limit);
+        let run = || {
+            #[cfg(feature = "planted-panics")]
+            assert!(text != crate::guard::planted::WHILE_PREPARING, "{text}");
+            state.growing.next(&core.tokenizer, &text, *limit)
+        };
         let next = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
             let words = panic_message(&*panic);
             Err(Error::internal(format!("a panic while the text was prepared: {words}")))

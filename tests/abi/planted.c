@@ -22,9 +22,24 @@ static int32_t score(siren_guard *guard, const char *string, siren_error *error)
     return status;
 }
 
+/* The status of a push; on failure the result is untouched. */
+static int32_t push(siren_stream *stream, const char *string, siren_error *error)
+{
+    siren_push_result result, untouched;
+    int32_t status;
+    memset(&result, 0xA5, sizeof result);
+    result.struct_size = sizeof result;
+    untouched = result;
+    siren_error_init(error, sizeof *error);
+    status = siren_stream_push(stream, string, strlen(string), NULL, &result, error);
+    CHECK(status == SIREN_OK || memcmp(&result, &untouched, sizeof result) == 0);
+    return status;
+}
+
 int main(int argc, char **argv)
 {
     siren_guard *guard, *other;
+    siren_stream *stream, *fork = NULL;
     siren_error error = SIREN_ERROR_INIT, errors[3] = {SIREN_ERROR_INIT};
     siren_input inputs[3];
     siren_result results[3] = {SIREN_RESULT_INIT, SIREN_RESULT_INIT, SIREN_RESULT_INIT};
@@ -49,6 +64,21 @@ int main(int argc, char **argv)
     CHECK(results[1].status == SIREN_INTERNAL && results[1].is_harmful == 1);
     CHECK(strstr(errors[1].message, PREPARING) != NULL);
     CHECK(results[2].status == SIREN_OK && results[2].score == expected);
+
+    stream = NULL;
+    CHECK(siren_stream_new(guard, NULL, &stream, &error) == SIREN_OK);
+    CHECK(push(stream, PREPARING, &error) == SIREN_INTERNAL);
+    CHECK(strstr(error.message, PREPARING) != NULL);
+
+    /* In the worker, from a stream: the stream is free again, and its guard is broken. */
+    CHECK(push(stream, WORKER, &error) == SIREN_POISONED);
+    CHECK(strstr(error.message, WORKER) != NULL);
+    CHECK(push(stream, TEXT, &error) == SIREN_POISONED);
+    CHECK(siren_stream_fork(stream, &fork, &error) == SIREN_POISONED && fork == NULL);
+    CHECK(siren_stream_free(stream) == SIREN_OK);
+    CHECK(siren_stream_new(guard, NULL, &stream, &error) == SIREN_POISONED);
+    CHECK(siren_free(guard) == SIREN_OK);
+    guard = open_model(argv[1]);
 
     /* In the worker: this guard is broken for good, and says so. */
     CHECK(score(guard, WORKER, &error) == SIREN_POISONED);
