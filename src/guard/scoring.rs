@@ -1,14 +1,13 @@
 //! Whole texts to scores: prepare, queue, conclude.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::{BestWindow, Core, OwnedInput, Score};
-use crate::call::ScoreOptions;
+use crate::call::{Control, ScoreOptions};
 use crate::engine::{Job, Ran};
-use crate::error::{Error, Result, Status, panic_message};
+use crate::error::{Error, Result, Status};
 use crate::stream::ends;
 use crate::text::{self, Growing, Input};
 use crate::windows::Layout;
@@ -74,7 +73,7 @@ impl Core {
 
     pub(super) fn count_tokens(&self, input: Input<'_>) -> Result<(usize, bool)> {
         self.home.check()?;
-        let (planned, _) = self.pool.install(|| self.prepare(input, None))?;
+        let (planned, _) = self.pool.install(|| self.prepare(input, None, &Control::default()))?;
         Ok((planned.tokens, planned.truncated))
     }
 
@@ -100,7 +99,8 @@ impl Core {
         let (threshold, layout) = self.check_options(inputs.len(), options)?;
         self.counters.texts.add(inputs.len() as u64);
         let prepared: Vec<Result<(Planned, Sequences)>> = self.pool.install(|| {
-            let prepare = |input: &Input<'_>| self.prepare_caught(*input, layout);
+            let prepare =
+                |input: &Input<'_>| text::caught(|| self.prepare(*input, layout, &options.control));
             inputs.par_iter().map(prepare).collect()
         });
         let mut jobs = Vec::new();
@@ -116,28 +116,20 @@ impl Core {
         Ok((Plan { threshold, inputs }, jobs))
     }
 
-    /// A panic in here is that text's error.
-    fn prepare_caught(
+    /// An input's token ids, in windows if there is a `layout`.
+    fn prepare(
         &self,
         input: Input<'_>,
         layout: Option<Layout>,
+        control: &Control,
     ) -> Result<(Planned, Sequences)> {
-        catch_unwind(AssertUnwindSafe(|| self.prepare(input, layout))).unwrap_or_else(|panic| {
-            Err(Error::internal(format!(
-                "a panic while the text was prepared: {}",
-                panic_message(&*panic)
-            )))
-        })
-    }
-
-    /// An input's token ids, in windows if there is a `layout`.
-    fn prepare(&self, input: Input<'_>, layout: Option<Layout>) -> Result<(Planned, Sequences)> {
         if input == (Input::Exchange { prompt: None, response: None }) {
             return Err(Error::argument(
                 "text, prompt and response are all absent, expected one of them",
             ));
         }
         self.check_text(input.len())?;
+        control.check()?;
         let text = input.join();
         #[cfg(feature = "planted-panics")]
         assert!(text != super::planted::WHILE_PREPARING, "{text}");
@@ -148,7 +140,7 @@ impl Core {
             return Ok((planned, vec![found.ids.into()]));
         };
         let growing = Growing::new(None);
-        let next = growing.next(&self.tokenizer, &text, usize::MAX)?;
+        let next = growing.next(&self.tokenizer, &text, usize::MAX, control)?;
         let view = growing.view(&next);
         let (before, after) = self.tokenizer.special();
         let tokens = view.len();

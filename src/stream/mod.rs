@@ -3,7 +3,6 @@
 mod live;
 mod track;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -12,11 +11,11 @@ use live::Seat;
 pub(crate) use track::ends;
 use track::{Rules, Track, Wanted};
 
-use crate::call::{PushOptions, StreamOptions};
+use crate::call::{Control, PushOptions, StreamOptions};
 use crate::engine::{Job, Ran};
-use crate::error::{Error, Result, Status, panic_message};
+use crate::error::{Error, Result, Status};
 use crate::guard::{BestWindow, Core};
-use crate::text::{Growing, Next};
+use crate::text::{self, Growing, Next};
 use crate::windows::Layout;
 
 /// Where a stream's running score first reached the threshold.
@@ -198,7 +197,7 @@ impl Stream {
         let core = self.shared.core.clone();
         core.counters.pushes.add(1);
         core.detach(
-            move |completion| match taken.plan(&bytes, false) {
+            move |completion| match taken.plan(&bytes, false, &options.control) {
                 Err(error) => {
                     drop(taken);
                     completion.answer(Err(error));
@@ -223,7 +222,7 @@ impl Stream {
             options.control.check()?;
             let taken = self.take()?;
             taken.check_open()?;
-            let (plan, jobs) = core.pool.install(|| taken.plan(bytes, last))?;
+            let (plan, jobs) = core.pool.install(|| taken.plan(bytes, last, &options.control))?;
             let ran = core.scheduler.run(jobs, &options.control)?;
             taken.complete(plan, ran, options.token_scores)
         };
@@ -279,11 +278,11 @@ impl Taken {
     }
 
     /// What is to be run when `bytes` are added; changes nothing.
-    fn plan(&self, bytes: &[u8], last: bool) -> Result<(Plan, Vec<Job>)> {
+    fn plan(&self, bytes: &[u8], last: bool, control: &Control) -> Result<(Plan, Vec<Job>)> {
         let Shared { core, rules, limit, seat, .. } = &*self.shared;
         let state = self.state()?;
         core.check_text(bytes.len().saturating_add(state.growing.unsettled_bytes()))?;
-        let (text, split) = whole_characters(&state.split, bytes, state.pushed)?;
+        let (more, split) = whole_characters(&state.split, bytes, state.pushed)?;
         if last && !split.is_empty() {
             return Err(Error::new(
                 Status::InvalidUtf8,
@@ -294,14 +293,10 @@ impl Taken {
                 ),
             ));
         }
-        let run = || {
+        let next = text::caught(|| {
             #[cfg(feature = "planted-panics")]
-            assert!(text != crate::guard::planted::WHILE_PREPARING, "{text}");
-            state.growing.next(&core.tokenizer, &text, *limit)
-        };
-        let next = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-            let words = panic_message(&*panic);
-            Err(Error::internal(format!("a panic while the text was prepared: {words}")))
+            assert!(more != crate::guard::planted::WHILE_PREPARING, "{more}");
+            state.growing.next(&core.tokenizer, &more, *limit, control)
         })?;
         let view = state.growing.view(&next);
         let wanted = state.track.wanted(rules, &view);
@@ -313,7 +308,7 @@ impl Taken {
                 })
             })
             .collect();
-        let pushed = state.pushed + text.len();
+        let pushed = state.pushed + more.len();
         Ok((Plan { next, wanted, pushed, split, last }, jobs))
     }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::clean::Collapsed;
 use super::tokenizer::{Token, Tokenizer};
+use crate::call::Control;
 use crate::error::Result;
 
 /// An optional prompt, one newline, and what was pushed.
@@ -73,8 +74,15 @@ impl Growing {
     /// same number at every call.
     ///
     /// # Errors
-    /// `Internal` when the tokenizer fails or panics on this text.
-    pub(crate) fn next(&self, tokenizer: &Tokenizer, more: &str, limit: usize) -> Result<Next> {
+    /// `Internal` when the tokenizer fails or panics on this text; those of `control`, which is
+    /// looked at every some tens of kilobytes.
+    pub(crate) fn next(
+        &self,
+        tokenizer: &Tokenizer,
+        more: &str,
+        limit: usize,
+        control: &Control,
+    ) -> Result<Next> {
         let len = self.len + more.len();
         if self.full {
             return Ok(Next {
@@ -100,7 +108,7 @@ impl Growing {
         let room = limit.saturating_sub(self.settled_len());
         let blank = start == end;
         let text = if blank { " " } else { &cleaned.text[start..end] };
-        let located = tokenizer.locate(text, room)?;
+        let located = tokenizer.locate(text, room, control)?;
         let mut tokens = located.tokens;
         tokens.truncate(room);
         for token in &mut tokens {
@@ -235,7 +243,8 @@ mod tests {
         }
 
         fn push(&mut self, more: &str) {
-            let next = self.growing.next(self.tokenizer, more, self.limit).unwrap();
+            let next =
+                self.growing.next(self.tokenizer, more, self.limit, &Control::default()).unwrap();
             self.pushed.push_str(more);
             let cleaned = clean(&self.join(&self.pushed));
             let context = format!("limit {}, {:?} then {:?}", self.limit, self.prompt, self.pushed);
@@ -361,7 +370,7 @@ mod tests {
         pushed: &'a str,
     ) -> Vec<(usize, &'a str)> {
         let growing = Growing::new(prompt);
-        let next = growing.next(tokenizer, pushed, usize::MAX).unwrap();
+        let next = growing.next(tokenizer, pushed, usize::MAX, &Control::default()).unwrap();
         let tokens = growing.view(&next).tokens(0);
         tokens.map(|token| (token.start, &pushed[token.start..token.end])).collect()
     }
@@ -402,7 +411,7 @@ mod tests {
             (Some(""), " ", 0),
         ] {
             let growing = Growing::new(prompt);
-            let next = growing.next(&tokenizer, pushed, usize::MAX).unwrap();
+            let next = growing.next(&tokenizer, pushed, usize::MAX, &Control::default()).unwrap();
             assert_eq!(next.held_from, held_from, "{prompt:?}, {pushed:?}");
         }
     }
@@ -438,14 +447,15 @@ mod tests {
             while at < text.len() {
                 let end = text.ceil_char_boundary(at + 23);
                 again += growing.tail.len();
-                let next = growing.next(&tokenizer, &text[at..end], limit).unwrap();
+                let next =
+                    growing.next(&tokenizer, &text[at..end], limit, &Control::default()).unwrap();
                 assert!(growing.view(&next).settled() + 60 > growing.view(&next).len());
                 assert!(!growing.full || next.tokens.is_empty());
                 growing.commit(next);
                 at = end;
             }
             assert!(again < 2 * text.len(), "{again} of {} bytes", text.len());
-            let next = growing.next(&tokenizer, "", limit).unwrap();
+            let next = growing.next(&tokenizer, "", limit, &Control::default()).unwrap();
             let ids: Vec<u32> = growing.view(&next).tokens(0).map(|token| token.id).collect();
             assert_eq!(ids, whole[..whole.len().min(limit)]);
             assert_eq!(next.truncated, limit < whole.len());
@@ -478,9 +488,10 @@ mod tests {
             let mut forgetful = Growing::new(prompt);
             for _ in 0..200 {
                 let more = prose(8 + random.below(8));
-                let next = kept.next(&tokenizer, &more, usize::MAX).unwrap();
+                let next = kept.next(&tokenizer, &more, usize::MAX, &Control::default()).unwrap();
                 let view = kept.view(&next);
-                let other = forgetful.next(&tokenizer, &more, usize::MAX).unwrap();
+                let other =
+                    forgetful.next(&tokenizer, &more, usize::MAX, &Control::default()).unwrap();
                 let found = forgetful.view(&other);
                 assert_eq!(found.len(), view.len());
                 assert_eq!(found.settled(), view.settled());

@@ -7,12 +7,23 @@ mod testing;
 mod tokenizer;
 
 use std::borrow::Cow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 #[cfg(any(fuzzing, test))]
 pub use clean::MARKERS;
 pub(crate) use clean::clean;
 pub(crate) use growing::{Growing, Next, View};
 pub(crate) use tokenizer::Tokenizer;
+
+use crate::error::{Error, Result, panic_message};
+
+/// Runs what prepares a text: a panic in there is that text's error.
+pub(crate) fn caught<T>(prepare: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(prepare)).unwrap_or_else(|panic| {
+        let words = panic_message(&*panic);
+        Err(Error::internal(format!("a panic while the text was prepared: {words}")))
+    })
+}
 
 /// What is scored: a text, or a prompt and the response to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

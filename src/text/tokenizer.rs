@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::{PostProcessorWrapper, Tokenizer as HfTokenizer, TruncationDirection};
 
+use crate::call::Control;
 use crate::error::{Error, Result, panic_message};
 use crate::json::{self, Document, Node};
 
@@ -128,7 +129,7 @@ impl Tokenizer {
     /// `Internal` when the tokenizer fails or panics on this text.
     pub(crate) fn encode(&self, text: &str, max_length: usize) -> Result<Tokens> {
         let room = max_length.saturating_sub(self.special_count());
-        let Located { mut tokens, more, .. } = self.locate(text, room)?;
+        let Located { mut tokens, more, .. } = self.locate(text, room, &Control::default())?;
         tokens.truncate(room);
         let ids = tokens.iter().map(|token| token.id);
         let ids: Vec<u32> =
@@ -142,17 +143,25 @@ impl Tokenizer {
     /// The tokens of a cleaned text without the special ones: all of them, or at least `room`.
     ///
     /// # Errors
-    /// `Internal` when the tokenizer fails or panics on this text.
-    pub(crate) fn locate(&self, text: &str, room: usize) -> Result<Located> {
+    /// `Internal` when the tokenizer fails or panics on this text; those of `control`, which is
+    /// looked at before every piece.
+    pub(crate) fn locate(&self, text: &str, room: usize, control: &Control) -> Result<Located> {
         let piece = room.saturating_mul(PIECE_BYTES_PER_TOKEN);
-        self.locate_in_pieces(text, room, piece.clamp(MIN_PIECE_BYTES, MAX_PIECE_BYTES))
+        self.locate_in_pieces(text, room, piece.clamp(MIN_PIECE_BYTES, MAX_PIECE_BYTES), control)
     }
 
     /// Tokenises `piece` bytes or a little more at once, and stops at `room` tokens.
-    fn locate_in_pieces(&self, text: &str, room: usize, piece: usize) -> Result<Located> {
+    fn locate_in_pieces(
+        &self,
+        text: &str,
+        room: usize,
+        piece: usize,
+        control: &Control,
+    ) -> Result<Located> {
         let mut tokens = Vec::new();
         let mut from = 0;
         while let Some(cut) = self.boundaries(text, piece.saturating_add(from)).next() {
+            control.check()?;
             self.append(&text[from..cut], from, &mut tokens)?;
             from = cut;
             if tokens.len() >= room {
@@ -420,7 +429,8 @@ mod tests {
                 let whole = tokenizer.in_one_piece(&text);
                 let [room, piece] = [random.below(80), 1 + random.below(100)];
                 early += usize::from(boundary(&text, piece).is_some());
-                let found = tokenizer.locate_in_pieces(&text, room, piece).unwrap();
+                let found =
+                    tokenizer.locate_in_pieces(&text, room, piece, &Control::default()).unwrap();
                 let context = format!("{name}, {room} tokens, {piece} bytes: {text:?}");
                 let ids: Vec<u32> = found.tokens.iter().map(|token| token.id).collect();
                 assert!(ids.len() >= room.min(whole.len()), "{context}");
