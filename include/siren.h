@@ -533,6 +533,10 @@ typedef struct siren_guard_info {
      */
     uint64_t max_batch;
     /**
+     * Bytes that one token takes where it is kept for streams and in the prefix cache.
+     */
+    uint64_t kv_token_bytes;
+    /**
      * `cpu` or `cuda:N`, NUL-terminated.
      */
     char device[16];

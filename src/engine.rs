@@ -101,11 +101,6 @@ pub(crate) struct Pass {
 }
 
 impl Engine {
-    /// Bytes that one token takes where it is kept, on the CPU.
-    pub(crate) fn token_bytes(&self) -> usize {
-        self.decoder.kv_shape().token_bytes() + self.selection.token_bytes()
-    }
-
     fn find(&self, tokens: &[u32]) -> Option<Prefix> {
         if !self.cache.is_on() {
             return None;

@@ -34,6 +34,8 @@ pub struct siren_guard_info {
     pub max_text_bytes: u64,
     /// Most texts of one batch.
     pub max_batch: u64,
+    /// Bytes that one token takes where it is kept for streams and in the prefix cache.
+    pub kv_token_bytes: u64,
     /// `cpu` or `cuda:N`, NUL-terminated.
     pub device: [c_char; 16],
     /// `f32` or `bf16`, NUL-terminated.
@@ -43,10 +45,10 @@ pub struct siren_guard_info {
 // SAFETY: repr(C), size first; numbers.
 unsafe impl AbiStruct for siren_guard_info {
     const NAME: &'static str = "siren_guard_info";
-    const FIRST_SIZE: usize = 104;
+    const FIRST_SIZE: usize = 112;
 }
 
-const _: () = assert!(size_of::<siren_guard_info>() == 104);
+const _: () = assert!(size_of::<siren_guard_info>() == 112);
 
 /// Prepares `info`, a struct of `struct_size` bytes, for use. Returns `SIREN_OK` or
 /// `SIREN_INVALID_ARGUMENT`.
@@ -83,6 +85,7 @@ pub unsafe extern "C" fn siren_info(
             weight_bytes: own.weight_bytes as u64,
             max_text_bytes: guard.max_text_bytes() as u64,
             max_batch: guard.max_batch() as u64,
+            kv_token_bytes: own.kv_token_bytes as u64,
             device: [0; 16],
             dtype: [0; 16],
         };

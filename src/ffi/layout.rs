@@ -125,6 +125,7 @@ pub fn layouts() -> Value {
             weight_bytes,
             max_text_bytes,
             max_batch,
+            kv_token_bytes,
             device,
             dtype,
         }),

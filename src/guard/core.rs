@@ -33,8 +33,6 @@ pub(crate) struct Core {
     pub(crate) live: Arc<Live>,
     pub(super) cache: Arc<PrefixCache>,
     pub(super) meter: Meter,
-    /// Bytes that one token takes where it is kept.
-    pub(crate) token_bytes: usize,
     /// Asynchronous calls that have no answer yet.
     pub(super) unanswered: AtomicUsize,
     pub(super) home: Home,

@@ -41,6 +41,9 @@ pub struct Info {
     pub threads: usize,
     /// Bytes of the linear layers' weights in memory, backbone and head.
     pub weight_bytes: usize,
+    /// Bytes that one token takes where it is kept for streams and in the prefix cache: keys and
+    /// values of every block that runs in f32, and the selected neurons.
+    pub kv_token_bytes: usize,
     /// SHA-256 over `siren_config.json` and then `siren.safetensors`, in hexadecimal.
     pub artifact_sha256: String,
 }
@@ -67,6 +70,7 @@ impl Info {
             "dtype": self.dtype,
             "threads": self.threads,
             "weight_bytes": self.weight_bytes,
+            "kv_token_bytes": self.kv_token_bytes,
             "artifact_sha256": self.artifact_sha256,
         })
     }

@@ -44,7 +44,6 @@ impl Guard {
             |(engine, tokenizer, info)| {
                 let limits = Limits { queue: options.max_queue, batch_tokens: BATCH_TOKENS };
                 let (meter, cache) = (engine.meter.clone(), engine.cache.clone());
-                let token_bytes = engine.token_bytes();
                 let counters = engine.counters.clone();
                 let home = Home::here();
                 let live = Live::new(
@@ -66,7 +65,6 @@ impl Guard {
                     live: Arc::new(live),
                     cache,
                     meter,
-                    token_bytes,
                     unanswered: AtomicUsize::new(0),
                     home,
                 };
@@ -103,6 +101,7 @@ impl Guard {
         // What stays in use is read again when it is needed.
         checkpoint.release_pages();
 
+        let token_bytes = decoder.kv_shape().token_bytes() + selection.token_bytes();
         let info = Info {
             model_dir,
             backbone_dir,
@@ -123,9 +122,9 @@ impl Guard {
             },
             threads: pool.current_num_threads(),
             weight_bytes: decoder.bytes() + head.bytes(),
+            kv_token_bytes: token_bytes,
             artifact_sha256: content.sha256,
         };
-        let token_bytes = decoder.kv_shape().token_bytes() + selection.token_bytes();
         let engine = Engine {
             decoder,
             selection,

@@ -304,7 +304,7 @@ impl Taken {
             .iter()
             .filter_map(|window| {
                 window.job(rules, view.len(), seat.get(window.index()), |tokens| {
-                    seat.live().keeps(tokens.saturating_mul(core.token_bytes))
+                    seat.live().keeps(tokens.saturating_mul(core.info.kv_token_bytes))
                 })
             })
             .collect();
