@@ -35,7 +35,7 @@ impl Taps {
 
     /// Bytes of one token.
     pub(super) fn token_bytes(features: usize) -> usize {
-        features * (size_of::<f32>() + size_of::<f64>() / PAGE_TOKENS)
+        (features * (PAGE_TOKENS * size_of::<f32>() + size_of::<f64>())).div_ceil(PAGE_TOKENS)
     }
 
     /// Makes room for `tokens` tokens; those after the known ones may be written then.
