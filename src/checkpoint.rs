@@ -146,6 +146,11 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// The whole bytes of every file.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &[u8]> {
+        self.shards.iter().map(|shard| &*shard.bytes)
+    }
+
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }

@@ -8,6 +8,7 @@ use crate::kernels::{Kv, Meter};
 use crate::prefix_cache::PrefixCache;
 use crate::readout::{Head, Reading, Selection, Taps};
 use crate::schedule;
+use crate::stats::Counters;
 
 /// Rows of features that go through the head at once.
 const HEAD_ROWS: usize = 256;
@@ -22,6 +23,7 @@ pub(crate) struct Engine {
     pub(crate) meter: Meter,
     /// What earlier jobs ran.
     pub(crate) cache: Arc<PrefixCache>,
+    pub(crate) counters: Arc<Counters>,
     /// Tokens of the text that panics.
     #[cfg(feature = "planted-panics")]
     pub(crate) fatal: Vec<u32>,
@@ -103,6 +105,17 @@ impl Engine {
     pub(crate) fn token_bytes(&self) -> usize {
         self.decoder.kv_shape().token_bytes() + self.selection.token_bytes()
     }
+
+    fn find(&self, tokens: &[u32]) -> Option<Prefix> {
+        if !self.cache.is_on() {
+            return None;
+        }
+        let found = self.cache.find(tokens);
+        let counters = &self.counters;
+        let counter = if found.is_some() { &counters.cache_hits } else { &counters.cache_misses };
+        counter.add(1);
+        found
+    }
 }
 
 impl schedule::Engine for Engine {
@@ -129,8 +142,9 @@ impl schedule::Engine for Engine {
             let mut readings = Vec::with_capacity(jobs.len());
             for job in &mut jobs {
                 let tokens = job.tokens.clone();
-                let kept = job.prefix.take().or_else(|| self.cache.find(&tokens));
+                let kept = job.prefix.take().or_else(|| self.find(&tokens));
                 let reused = kept.as_ref().map_or(0, |prefix| prefix.length);
+                self.counters.tokens_reused.add(reused as u64);
                 job.cache &= reused < tokens.len() && self.cache.keeps(tokens.len());
                 let keep = job.keep || job.cache;
                 let is_read_whole = kept.is_none() && !keep && job.running_from.is_none();

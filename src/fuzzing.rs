@@ -44,7 +44,7 @@ pub fn clean(text: &str) -> String {
     text::clean(text)
 }
 
-/// A backbone's tokenizer. Its windows of text are a few bytes long under `--cfg fuzzing`.
+/// A backbone's tokenizer. The pieces that it reads are a few bytes long under `--cfg fuzzing`.
 pub struct Tokenizer(text::Tokenizer);
 
 impl Tokenizer {

@@ -14,6 +14,7 @@
 //! The C interface over the same engine is `include/siren.h`.
 
 mod artifact;
+mod audit;
 mod backbone;
 mod call;
 mod checkpoint;

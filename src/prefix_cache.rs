@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::engine::{Prefix, common};
@@ -20,8 +19,6 @@ pub(crate) struct PrefixCache {
     capacity: usize,
     token_bytes: usize,
     state: Mutex<State>,
-    hits: AtomicU64,
-    misses: AtomicU64,
 }
 
 #[derive(Default)]
@@ -41,29 +38,22 @@ struct Entry {
 impl PrefixCache {
     /// A cache of `capacity` bytes for tokens of `token_bytes` each; 0 keeps nothing.
     pub(crate) fn new(capacity: usize, token_bytes: usize) -> Self {
-        Self {
-            capacity,
-            token_bytes,
-            state: Mutex::default(),
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
-        }
+        Self { capacity, token_bytes, state: Mutex::default() }
     }
 
     /// Whether a text of `tokens` tokens would be kept.
     pub(crate) fn keeps(&self, tokens: usize) -> bool {
-        tokens.saturating_mul(self.token_bytes) <= self.capacity / LARGEST_PART
+        self.is_on() && tokens.saturating_mul(self.token_bytes) <= self.capacity / LARGEST_PART
     }
 
     /// The longest beginning of `tokens` that is known.
     pub(crate) fn find(&self, tokens: &[u32]) -> Option<Prefix> {
-        if self.capacity == 0 {
-            return None;
-        }
-        let found = self.state().find(tokens);
-        let counter = if found.is_some() { &self.hits } else { &self.misses };
-        counter.fetch_add(1, Ordering::Relaxed);
-        found
+        self.state().find(tokens)
+    }
+
+    /// Whether it keeps anything at all.
+    pub(crate) fn is_on(&self) -> bool {
+        self.capacity > 0
     }
 
     /// Keeps `prefix`, if it is not too large, in the place of what it goes on from.
@@ -81,10 +71,9 @@ impl PrefixCache {
         self.state().evict(self.token_bytes)
     }
 
-    /// Entries, hits and misses.
-    pub(crate) fn counts(&self) -> (u64, u64, u64) {
-        let entries = self.state().entries.len() as u64;
-        (entries, self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
+    /// How many prefixes it keeps.
+    pub(crate) fn entries(&self) -> usize {
+        self.state().entries.len()
     }
 
     /// A cache whose user panicked may hold wrong counts, and no wrong prefix.

@@ -1,5 +1,5 @@
 //! Arbitrary text through cleaning and tokenising: cleaning does what a plain rendering of its
-//! rules does, and ids that are made window by window are those of the whole text.
+//! rules does, and ids that are made piece by piece are those of the whole text.
 #![no_main]
 
 use std::path::Path;

@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use super::head::{self, Layer};
 use super::{BaseModel, named_base_model};
+use crate::audit::hex;
 use crate::error::{Error, Result};
 use crate::json::Node;
 
@@ -52,9 +55,17 @@ pub(crate) struct Content {
     pub(crate) head: Vec<Layer>,
     pub(crate) max_length: usize,
     pub(crate) default_threshold: f64,
+    /// SHA-256 of the configuration's bytes and then the head's, in hexadecimal.
+    pub(crate) sha256: String,
 }
 
-pub(super) fn read(root: &Node<'_>, weights: &Path, map: bool) -> Result<Content> {
+/// `digest` has taken the configuration in.
+pub(super) fn read(
+    root: &Node<'_>,
+    weights: &Path,
+    map: bool,
+    mut digest: Sha256,
+) -> Result<Content> {
     let base_model = named_base_model(root)?;
     let module = root.require("siren_module")?;
     let pooling_type = module.require("pooling_type")?;
@@ -74,9 +85,10 @@ pub(super) fn read(root: &Node<'_>, weights: &Path, map: bool) -> Result<Content
     let inference = root.require("inference")?;
     let max_length = inference.require("max_length")?.integer(1, MAX_LENGTH)?;
     let default_threshold = inference.require("default_threshold")?.number(0.0, 1.0)?;
-    let head = head::read(&mlp, weights, map)?;
+    let head = head::read(&mlp, weights, map, &mut digest)?;
+    let sha256 = hex(&digest.finalize());
     let file = weights.with_file_name(super::CONFIG_FILE).display().to_string();
-    Ok(Content { file, base_model, pooling, layers, head, max_length, default_threshold })
+    Ok(Content { file, base_model, pooling, layers, head, max_length, default_threshold, sha256 })
 }
 
 fn selected_layers(module: &Node<'_>, pooling: Pooling) -> Result<Vec<SelectedLayer>> {

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::json::Node;
@@ -21,8 +23,14 @@ pub(crate) struct Layer {
     pub(crate) bias: Vec<f32>,
 }
 
-/// Reads the layers that `mlp` of the configuration describes, all of the file's tensors.
-pub(super) fn read(mlp: &Node<'_>, weights: &Path, map: bool) -> Result<Vec<Layer>> {
+/// Reads the layers that `mlp` of the configuration describes, all of the file's tensors, and puts
+/// the file's bytes into `digest`.
+pub(super) fn read(
+    mlp: &Node<'_>,
+    weights: &Path,
+    map: bool,
+    digest: &mut Sha256,
+) -> Result<Vec<Layer>> {
     let mut inputs = mlp.require("input_dim")?.integer(1, MAX_INPUTS)?;
     let dims = mlp.require("layer_dims")?;
     let dims =
@@ -49,6 +57,7 @@ pub(super) fn read(mlp: &Node<'_>, weights: &Path, map: bool) -> Result<Vec<Laye
     };
 
     let checkpoint = Checkpoint::open_file(weights, map)?;
+    checkpoint.files().for_each(|bytes| digest.update(bytes));
     let mut layers = Vec::new();
     let mut expected = Vec::new();
     // The index counts every module: Linear, ReLU and, where its rate is above 0, Dropout.

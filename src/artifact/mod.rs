@@ -5,12 +5,14 @@ mod head;
 
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 pub use content::Pooling;
 pub(crate) use content::{Content, SelectedLayer};
 pub(crate) use head::Layer;
 
 use crate::error::{Error, Result, Status};
-use crate::json::{Document, Node};
+use crate::json::{self, Document, Node};
 
 /// The artifact's configuration.
 pub(crate) const CONFIG_FILE: &str = "siren_config.json";
@@ -33,7 +35,9 @@ pub struct BaseModel {
 /// the file, the field, what was found and what was expected.
 pub(crate) fn open(dir: &Path, map: bool) -> Result<Content> {
     let path: PathBuf = dir.join(CONFIG_FILE);
-    let document = Document::read(&path)?;
+    let bytes = json::read_bytes(&path)?;
+    let digest = Sha256::new_with_prefix(&bytes);
+    let document = Document::parse(path.display().to_string(), &bytes)?;
     let root = document.root()?;
     match root.get("task")? {
         None => {}
@@ -48,7 +52,7 @@ pub(crate) fn open(dir: &Path, map: bool) -> Result<Content> {
             _ => return Err(task.unexpected(r#""content" or "trajectory""#)),
         },
     }
-    content::read(&root, &dir.join(WEIGHTS_FILE), map)
+    content::read(&root, &dir.join(WEIGHTS_FILE), map, digest)
 }
 
 /// Reads only which backbone the artifact in `dir` names.

@@ -46,6 +46,12 @@ pub(super) fn write(out: *mut siren_error, error: &Error) {
     if out.is_null() || check(out).is_err() {
         return;
     }
+    // SAFETY: checked above; the caller owns that many bytes.
+    unsafe { structs::write(out, &value_of(error)) };
+}
+
+/// `error` as a struct of this library's own.
+pub(super) fn value_of(error: &Error) -> siren_error {
     let mut value = siren_error {
         struct_size: size_of::<siren_error>() as u32,
         status: error.status() as i32,
@@ -53,8 +59,7 @@ pub(super) fn write(out: *mut siren_error, error: &Error) {
         message: [0; SIREN_ERROR_MESSAGE_SIZE],
     };
     structs::copy_text(error.message(), &mut value.message);
-    // SAFETY: checked above; the caller owns that many bytes.
-    unsafe { structs::write(out, &value) };
+    value
 }
 
 /// Prepares `error`, a struct of `struct_size` bytes (`sizeof(siren_error)`), for use.

@@ -1,8 +1,9 @@
 //! `siren_guard`: open, warm up, free.
 
+use super::boundary;
 use super::error::siren_error;
+use super::handle::{self, Kind, Tables};
 use super::options::{self, siren_open_options};
-use super::{boundary, handle};
 use crate::error::{Error, Result, Status};
 use crate::guard::Guard;
 
@@ -14,6 +15,16 @@ const OPEN_STACK_BYTES: usize = 8 << 20;
 /// handle is answered with `SIREN_INVALID_HANDLE`. Immutable: any number of threads may use it.
 pub struct siren_guard {
     _opaque: (),
+}
+
+impl Kind for siren_guard {
+    type Object = Guard;
+    const NAME: &'static str = "guard";
+    const TAG: u8 = 0xA7;
+    fn tables() -> &'static Tables<Guard> {
+        static TABLES: Tables<Guard> = Tables::new();
+        &TABLES
+    }
 }
 
 /// Opens a guard and stores its handle in `*guard`.
@@ -36,30 +47,26 @@ pub unsafe extern "C" fn siren_open(
         let opened = on_a_large_stack(|| Guard::open(options))?;
         let handle = handle::insert(opened)?;
         // SAFETY: not NULL, and the caller's place for a pointer.
-        unsafe { guard.write_unaligned(std::ptr::without_provenance_mut(handle as usize)) };
+        unsafe { guard.write_unaligned(handle) };
         Ok(())
     })
 }
 
-/// Frees a guard. Calls that run on it in other threads still finish, and what they need lives
-/// until then; handles stay checked, so a second free is `SIREN_INVALID_HANDLE`. NULL does nothing
-/// and is `SIREN_OK`. In a forked child the parent's guard is left alone (`SIREN_FORKED`). Any
-/// thread.
+/// Frees a guard. Calls that run on it in other threads still finish, asynchronous ones with their
+/// callback, and open streams stay as usable as before: what they need lives until the last of
+/// them ends or is freed. Handles stay checked, so a second free is `SIREN_INVALID_HANDLE`. NULL
+/// does nothing and is `SIREN_OK`. In a forked child the parent's guard is left alone
+/// (`SIREN_FORKED`). Any thread, also from a callback.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn siren_free(guard: *mut siren_guard) -> i32 {
-    boundary::enter(std::ptr::null_mut(), || {
-        if guard.is_null() {
-            return Ok(());
-        }
-        handle::remove(guard.addr() as u64).map(drop)
-    })
+    boundary::enter(std::ptr::null_mut(), || handle::free(guard))
 }
 
 /// Runs one short text, so that the first call is as fast as the second. `error` may be NULL. Any
 /// thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn siren_warmup(guard: *mut siren_guard, error: *mut siren_error) -> i32 {
-    boundary::enter(error, || handle::get(guard.addr() as u64)?.warmup())
+    boundary::enter(error, || handle::get(guard)?.warmup())
 }
 
 fn on_a_large_stack<T: Send>(run: impl FnOnce() -> Result<T> + Send) -> Result<T> {

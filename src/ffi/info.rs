@@ -2,11 +2,11 @@
 
 use std::ffi::c_char;
 
+use super::buffer::Buffer;
 use super::error::siren_error;
 use super::guard::siren_guard;
 use super::structs::{self, AbiStruct};
 use super::{boundary, handle};
-use crate::error::Error;
 
 /// Numbers of an open guard; `siren_info_json` tells the rest.
 #[repr(C)]
@@ -67,7 +67,7 @@ pub unsafe extern "C" fn siren_info(
     error: *mut siren_error,
 ) -> i32 {
     boundary::enter(error, || {
-        let guard = handle::get(guard.addr() as u64)?;
+        let guard = handle::get(guard)?;
         // SAFETY: NULL or the caller's struct.
         unsafe { structs::check_output(info)? };
         let own = guard.info();
@@ -109,30 +109,9 @@ pub unsafe extern "C" fn siren_info_json(
     error: *mut siren_error,
 ) -> i32 {
     boundary::enter(error, || {
-        let guard = handle::get(guard.addr() as u64)?;
-        if length.is_null() {
-            return Err(Error::argument("length is NULL"));
-        }
-        if buffer.is_null() && capacity != 0 {
-            return Err(Error::argument(format!("buffer is NULL with a capacity of {capacity}")));
-        }
-        let json = guard.info().to_json().to_string();
-        // SAFETY: not NULL, the caller's.
-        unsafe { length.write_unaligned(json.len()) };
-        if buffer.is_null() {
-            return Ok(());
-        }
-        if capacity <= json.len() {
-            return Err(Error::argument(format!(
-                "the buffer has {capacity} bytes, expected {} for the JSON and its NUL",
-                json.len() + 1
-            )));
-        }
-        // SAFETY: the caller's buffer has room for the text and its NUL.
-        unsafe {
-            std::ptr::copy_nonoverlapping(json.as_ptr().cast(), buffer, json.len());
-            buffer.add(json.len()).write(0);
-        }
-        Ok(())
+        let guard = handle::get(guard)?;
+        let buffer = Buffer::new(buffer, capacity, length)?;
+        // SAFETY: the caller's buffer and length.
+        unsafe { buffer.write(&guard.info().to_json().to_string()) }
     })
 }

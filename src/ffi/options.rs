@@ -76,15 +76,28 @@ pub struct siren_open_options {
     pub progress: siren_progress_callback,
     /// Handed to `progress`.
     pub progress_user_data: *mut c_void,
+    /// Most streams that are open at once. 0: 16,384.
+    pub max_streams: u64,
+    /// Most bytes of keys, values and running sums that open streams and the prefix cache hold
+    /// together. Over it, streams that were pushed longest ago are parked: their next push runs
+    /// their text again. 0: 1 GiB.
+    pub kv_bytes: u64,
+    /// Of these, most bytes of the prefix cache, which lets a call skip the tokens at a text's
+    /// beginning that an earlier call ran. 0: 256 MiB.
+    pub prefix_cache_bytes: u64,
+    /// 1: no prefix cache. Then `prefix_cache_bytes` is 0.
+    pub no_prefix_cache: u32,
+    /// 0
+    pub reserved: u32,
 }
 
 // SAFETY: repr(C), size first; integers, pointers and an optional function pointer.
 unsafe impl AbiStruct for siren_open_options {
     const NAME: &'static str = "siren_open_options";
-    const FIRST_SIZE: usize = 192;
+    const FIRST_SIZE: usize = 224;
 }
 
-const _: () = assert!(size_of::<siren_open_options>() == 192);
+const _: () = assert!(size_of::<siren_open_options>() == 224);
 
 /// Fills `options`, a struct of `struct_size` bytes (`sizeof(siren_open_options)`), with defaults.
 ///
@@ -154,6 +167,20 @@ pub(super) unsafe fn read(options: *const siren_open_options) -> Result<OpenOpti
     open.max_text_bytes = size(raw.max_text_bytes).unwrap_or(open.max_text_bytes);
     open.max_batch = size(raw.max_batch).unwrap_or(open.max_batch);
     open.max_queue = size(raw.max_queue).unwrap_or(open.max_queue);
+    open.max_streams = size(raw.max_streams).unwrap_or(open.max_streams);
+    open.kv_bytes = size(raw.kv_bytes).unwrap_or(open.kv_bytes);
+    let no_prefix_cache = flag("no_prefix_cache", raw.no_prefix_cache)?;
+    if no_prefix_cache && raw.prefix_cache_bytes != 0 {
+        return Err(Error::argument(format!(
+            "prefix_cache_bytes is {} with no_prefix_cache, expected 0",
+            raw.prefix_cache_bytes
+        )));
+    }
+    open.prefix_cache_bytes = match no_prefix_cache {
+        true => 0,
+        false => size(raw.prefix_cache_bytes).unwrap_or(open.prefix_cache_bytes),
+    };
+    structs::reserved("siren_open_options", raw.reserved)?;
     if raw.progress.is_some() {
         let callback = Callback(raw.progress, raw.progress_user_data);
         open.hub.progress = Some(Arc::new(move |progress: crate::hub::Progress| {
@@ -189,20 +216,10 @@ pub(super) unsafe fn borrowed<'a>(
     text: &'a siren_text,
     limit: usize,
 ) -> Result<Option<&'a str>> {
-    if text.data.is_null() {
-        return match text.length {
-            0 => Ok(None),
-            n => Err(Error::argument(format!("{name} is NULL with a length of {n}"))),
-        };
-    }
-    if text.length > limit {
-        return Err(Error::new(
-            Status::LimitExceeded,
-            format!("{name} has {} bytes, more than the limit of {limit}", text.length),
-        ));
-    }
-    // SAFETY: not NULL, within the limit, and readable by the caller's promise.
-    let bytes = unsafe { std::slice::from_raw_parts(text.data.cast::<u8>(), text.length) };
+    // SAFETY: the caller's promise.
+    let Some(bytes) = (unsafe { bytes(name, text.data, text.length, limit)? }) else {
+        return Ok(None);
+    };
     match std::str::from_utf8(bytes) {
         Ok(text) => Ok(Some(text)),
         Err(e) => Err(Error::new(
@@ -210,4 +227,33 @@ pub(super) unsafe fn borrowed<'a>(
             format!("{name} is not valid UTF-8 at byte {}", e.valid_up_to()),
         )),
     }
+}
+
+/// The bytes at a pointer, after their length was held against `limit`; `None` for NULL.
+///
+/// # Errors
+/// `InvalidArgument` for NULL with a length, `LimitExceeded`.
+///
+/// # Safety
+/// `data` is NULL or points to `length` bytes that are readable for `'a`.
+pub(super) unsafe fn bytes<'a>(
+    name: &str,
+    data: *const c_char,
+    length: usize,
+    limit: usize,
+) -> Result<Option<&'a [u8]>> {
+    if data.is_null() {
+        return match length {
+            0 => Ok(None),
+            n => Err(Error::argument(format!("{name} is NULL with a length of {n}"))),
+        };
+    }
+    if length > limit {
+        return Err(Error::new(
+            Status::LimitExceeded,
+            format!("{name} has {length} bytes, more than the limit of {limit}"),
+        ));
+    }
+    // SAFETY: not NULL, within the limit, and readable by the caller's promise.
+    Ok(Some(unsafe { std::slice::from_raw_parts(data.cast::<u8>(), length) }))
 }

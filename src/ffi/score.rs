@@ -1,13 +1,15 @@
 //! Scoring: inputs, results, one text and many.
 
+use super::cancel::{self, siren_cancel_token};
 use super::error::{self, siren_error};
 use super::guard::siren_guard;
 use super::options::{self, siren_text};
 use super::structs::{self, AbiStruct, flag};
 use super::version::SIREN_OK;
 use super::{boundary, handle};
+use crate::call::{ScoreOptions, Windows};
 use crate::error::{Error, Result, Status};
-use crate::guard::{Guard, Score};
+use crate::guard::{BestWindow, Guard, Score};
 use crate::text::Input;
 
 /// What is scored: `text` alone, or `prompt` and/or `response`.
@@ -36,11 +38,25 @@ pub struct siren_score_options {
     pub has_threshold: u32,
     /// From 0 to 1; read when `has_threshold` is 1.
     pub threshold: f64,
+    /// Ends the call with `SIREN_CANCELLED` when it is cancelled, or NULL. May be freed while the
+    /// call runs.
+    pub cancel: *mut siren_cancel_token,
+    /// Milliseconds from the call until it ends with `SIREN_DEADLINE_EXCEEDED`. 0: none.
+    pub timeout_ms: u64,
+    /// 1: wait for a place when the queue is full. 0: `SIREN_BUSY` at once.
+    pub wait: u32,
+    /// 1: read a text that is longer than the guard's `max_length` in overlapping windows, whose
+    /// highest score is the text's. 0: cut it.
+    pub windows: u32,
+    /// Tokens of a window, special ones included. 0: the guard's `max_length`.
+    pub window_tokens: u64,
+    /// Tokens of text from one window's start to the next one's. 0: half of a window's.
+    pub window_stride: u64,
 }
 
 /// What a text scored.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct siren_result {
     /// `sizeof(siren_result)`
     pub struct_size: u32,
@@ -57,6 +73,14 @@ pub struct siren_result {
     pub truncated: u32,
     /// Tokens that ran, special ones included.
     pub tokens: u64,
+    /// Windows that the text was read in. 0, and so the next three, when the options asked for none.
+    pub windows: u64,
+    /// The window that scored highest, from 0.
+    pub window_index: u64,
+    /// Its first byte in the text; of a prompt and a response, in the two joined with one newline.
+    pub window_start: u64,
+    /// The byte after its last.
+    pub window_end: u64,
 }
 
 // SAFETY: repr(C), size first; integers and pointers.
@@ -64,20 +88,20 @@ unsafe impl AbiStruct for siren_input {
     const NAME: &'static str = "siren_input";
     const FIRST_SIZE: usize = 56;
 }
-// SAFETY: repr(C), size first; numbers.
+// SAFETY: repr(C), size first; numbers and a pointer.
 unsafe impl AbiStruct for siren_score_options {
     const NAME: &'static str = "siren_score_options";
-    const FIRST_SIZE: usize = 16;
+    const FIRST_SIZE: usize = 56;
 }
 // SAFETY: repr(C), size first; numbers.
 unsafe impl AbiStruct for siren_result {
     const NAME: &'static str = "siren_result";
-    const FIRST_SIZE: usize = 40;
+    const FIRST_SIZE: usize = 72;
 }
 
 const _: () = assert!(size_of::<siren_input>() == 56);
-const _: () = assert!(size_of::<siren_score_options>() == 16);
-const _: () = assert!(size_of::<siren_result>() == 40);
+const _: () = assert!(size_of::<siren_score_options>() == 56);
+const _: () = assert!(size_of::<siren_result>() == 72);
 
 /// Fills `input`, a struct of `struct_size` bytes, with "absent" everywhere. Returns `SIREN_OK` or
 /// `SIREN_INVALID_ARGUMENT`.
@@ -126,14 +150,14 @@ pub unsafe extern "C" fn siren_score(
     error: *mut siren_error,
 ) -> i32 {
     boundary::enter(error, || {
-        let guard = handle::get(guard.addr() as u64)?;
+        let guard = handle::get(guard)?;
         // SAFETY: NULL or the caller's structs.
-        let (input, threshold) = unsafe { (structs::read(input)?, read_threshold(options)?) };
+        let (input, options) = unsafe { (structs::read(input)?, read_options(options)?) };
         // SAFETY: NULL or the caller's struct.
         unsafe { structs::check_output(result)? };
         // SAFETY: the caller's texts, which outlive the call.
         let input = unsafe { safe_input(&input, &guard)? };
-        let score = guard.score(input, threshold)?;
+        let score = guard.score(input, options)?;
         // SAFETY: checked above.
         unsafe { structs::write(result, &result_of(&score)) };
         Ok(())
@@ -158,9 +182,9 @@ pub unsafe extern "C" fn siren_score_batch(
     error: *mut siren_error,
 ) -> i32 {
     boundary::enter(error, || {
-        let guard = handle::get(guard.addr() as u64)?;
+        let guard = handle::get(guard)?;
         // SAFETY: NULL or the caller's struct.
-        let threshold = unsafe { read_threshold(options)? };
+        let options = unsafe { read_options(options)? };
         guard.check_batch(count)?;
         if count == 0 {
             return Ok(());
@@ -168,24 +192,16 @@ pub unsafe extern "C" fn siren_score_batch(
         // SAFETY: the caller's arrays of `count` elements.
         let (inputs, results, errors) = unsafe {
             (
-                Elements::new(inputs.cast_mut(), count)?,
+                read_inputs(inputs, count)?,
                 Elements::new(results, count)?,
                 if errors.is_null() { None } else { Some(Elements::new(errors, count)?) },
             )
         };
-        // SAFETY: elements of the caller's arrays.
-        let raw = (0..count)
-            .map(|i| unsafe { structs::read(inputs.at(i)) })
-            .collect::<Result<Vec<_>>>()?;
         // SAFETY: the caller's texts, which outlive the call.
-        let parsed: Vec<Result<Input<'_>>> =
-            raw.iter().map(|input| unsafe { safe_input(input, &guard) }).collect();
-        let valid: Vec<Input<'_>> = parsed.iter().flatten().copied().collect();
-        let mut scores = guard.score_batch(&valid, threshold)?.into_iter();
-        for (i, parsed) in parsed.into_iter().enumerate() {
-            let scored = parsed.and_then(|_| {
-                scores.next().unwrap_or_else(|| Err(Error::internal("a text without a result")))
-            });
+        let inputs = inputs.iter().map(|input| unsafe { safe_input(input, &guard) });
+        let batch = Batch::new(inputs);
+        let scores = guard.score_batch(&batch.valid, options)?;
+        for (i, scored) in batch.refused.with(scores).enumerate() {
             match scored {
                 // SAFETY: an element of the caller's array, of a checked size.
                 Ok(score) => unsafe { structs::write(results.at(i), &result_of(&score)) },
@@ -203,6 +219,53 @@ pub unsafe extern "C" fn siren_score_batch(
         }
         Ok(())
     })
+}
+
+/// A batch without the inputs that cannot be scored.
+pub(super) struct Batch<T> {
+    pub(super) valid: Vec<T>,
+    pub(super) refused: Refused,
+}
+
+/// What is wrong with each input of a batch, if anything.
+pub(super) struct Refused(Vec<Option<Error>>);
+
+impl<T> Batch<T> {
+    pub(super) fn new(inputs: impl Iterator<Item = Result<T>>) -> Self {
+        let mut valid = Vec::new();
+        let refused = inputs.map(|input| input.map(|input| valid.push(input)).err()).collect();
+        Self { valid, refused: Refused(refused) }
+    }
+}
+
+impl Refused {
+    /// One result for each input: its own error, or the next of `scores`.
+    pub(super) fn with(self, scores: Vec<Result<Score>>) -> impl Iterator<Item = Result<Score>> {
+        let mut scores = scores.into_iter();
+        self.0.into_iter().map(move |refused| match refused {
+            Some(error) => Err(error),
+            None => {
+                scores.next().unwrap_or_else(|| Err(Error::internal("a text without a result")))
+            }
+        })
+    }
+}
+
+/// Copies of the caller's structs.
+///
+/// # Errors
+/// `InvalidArgument` for elements of different or wrong sizes.
+///
+/// # Safety
+/// `inputs` is NULL or an array of `count` elements; `count` is at least 1.
+pub(super) unsafe fn read_inputs(
+    inputs: *const siren_input,
+    count: usize,
+) -> Result<Vec<siren_input>> {
+    // SAFETY: the caller's promise.
+    let inputs = unsafe { Elements::new(inputs.cast_mut(), count)? };
+    // SAFETY: elements of the caller's array.
+    (0..count).map(|i| unsafe { structs::read(inputs.at(i)) }).collect()
 }
 
 /// A caller's array of structs, which may be of another version's size.
@@ -238,23 +301,40 @@ impl<T: AbiStruct> Elements<T> {
     }
 }
 
+/// The safe form of `options`; NULL is all defaults. A timeout starts here.
+///
+/// # Errors
+/// `InvalidArgument`, and what the cancel token's handle is refused with.
+///
 /// # Safety
 /// `options` is NULL or the caller's struct.
-unsafe fn read_threshold(options: *const siren_score_options) -> Result<Option<f64>> {
+pub(super) unsafe fn read_options(options: *const siren_score_options) -> Result<ScoreOptions> {
     if options.is_null() {
-        return Ok(None);
+        return Ok(ScoreOptions::default());
     }
     // SAFETY: the caller's promise.
-    let options = unsafe { structs::read(options)? };
-    Ok(flag("has_threshold", options.has_threshold)?.then_some(options.threshold))
+    let raw = unsafe { structs::read(options)? };
+    Ok(ScoreOptions {
+        threshold: threshold(raw.has_threshold, raw.threshold)?,
+        windows: windows(raw.windows, raw.window_tokens, raw.window_stride)?,
+        control: cancel::control(raw.cancel, raw.timeout_ms, raw.wait)?,
+    })
+}
+
+pub(super) fn threshold(has_threshold: u32, threshold: f64) -> Result<Option<f64>> {
+    Ok(flag("has_threshold", has_threshold)?.then_some(threshold))
+}
+
+pub(super) fn windows(windows: u32, tokens: u64, stride: u64) -> Result<Option<Windows>> {
+    let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    let windows = flag("windows", windows)?;
+    Ok(windows.then(|| Windows { tokens: size(tokens), stride: size(stride) }))
 }
 
 /// # Safety
 /// The texts of `input` are readable and outlive it.
-unsafe fn safe_input<'a>(input: &'a siren_input, guard: &Guard) -> Result<Input<'a>> {
-    if input.reserved != 0 {
-        return Err(Error::argument("siren_input.reserved is not 0"));
-    }
+pub(super) unsafe fn safe_input<'a>(input: &'a siren_input, guard: &Guard) -> Result<Input<'a>> {
+    structs::reserved("siren_input", input.reserved)?;
     let limit = guard.max_text_bytes();
     // SAFETY: the caller's promise.
     let (text, prompt, response) = unsafe {
@@ -274,7 +354,8 @@ unsafe fn safe_input<'a>(input: &'a siren_input, guard: &Guard) -> Result<Input<
     }
 }
 
-fn result_of(score: &Score) -> siren_result {
+pub(super) fn result_of(score: &Score) -> siren_result {
+    let [windows, window_index, window_start, window_end] = window_of(score.window);
     siren_result {
         struct_size: size_of::<siren_result>() as u32,
         status: SIREN_OK,
@@ -283,5 +364,15 @@ fn result_of(score: &Score) -> siren_result {
         is_harmful: score.is_harmful.into(),
         truncated: score.truncated.into(),
         tokens: score.tokens as u64,
+        windows,
+        window_index,
+        window_start,
+        window_end,
     }
+}
+
+/// How many windows there were, which one was the best, its first byte and the one after its last.
+pub(super) fn window_of(window: Option<BestWindow>) -> [u64; 4] {
+    let fields = |w: BestWindow| [w.count, w.index, w.start, w.end].map(|field| field as u64);
+    window.map_or([0; 4], fields)
 }

@@ -124,6 +124,14 @@ pub(super) fn flag(name: &str, value: u32) -> Result<bool> {
     }
 }
 
+/// A field that is kept free: 0.
+pub(super) fn reserved(name: &str, value: u32) -> Result<()> {
+    match value {
+        0 => Ok(()),
+        _ => Err(Error::argument(format!("{name}.reserved is not 0"))),
+    }
+}
+
 /// Copies `text` into a fixed C string, cut at a character if it must be.
 pub(super) fn copy_text(text: &str, target: &mut [std::ffi::c_char]) {
     let room = target.len() - 1;

@@ -97,16 +97,13 @@ impl Core {
             return Stats::default();
         }
         let (streams, streams_parked) = self.live.counts();
-        let (cache_entries, cache_hits, cache_misses) = self.cache.counts();
         Stats {
             queue_depth: self.scheduler.waiting() as u64,
             pass_tokens_limit: super::open::BATCH_TOKENS as u64,
             kv_bytes: self.meter.bytes() as u64,
             streams,
             streams_parked,
-            cache_entries,
-            cache_hits,
-            cache_misses,
+            cache_entries: self.cache.entries() as u64,
             ..self.counters.snapshot()
         }
     }

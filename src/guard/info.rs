@@ -41,6 +41,8 @@ pub struct Info {
     pub threads: usize,
     /// Bytes of the linear layers' weights in memory, backbone and head.
     pub weight_bytes: usize,
+    /// SHA-256 over `siren_config.json` and then `siren.safetensors`, in hexadecimal.
+    pub artifact_sha256: String,
 }
 
 impl Info {
@@ -65,6 +67,7 @@ impl Info {
             "dtype": self.dtype,
             "threads": self.threads,
             "weight_bytes": self.weight_bytes,
+            "artifact_sha256": self.artifact_sha256,
         })
     }
 }

@@ -18,7 +18,6 @@ use crate::options::{DeviceChoice, Dtype, OpenOptions};
 use crate::prefix_cache::PrefixCache;
 use crate::readout::{Head, Selection};
 use crate::schedule::{Callbacks, Limits, Scheduler};
-use crate::stats::Counters;
 use crate::stream::Live;
 use crate::sys::process::Home;
 use crate::text::Tokenizer;
@@ -46,7 +45,7 @@ impl Guard {
                 let limits = Limits { queue: options.max_queue, batch_tokens: BATCH_TOKENS };
                 let (meter, cache) = (engine.meter.clone(), engine.cache.clone());
                 let token_bytes = engine.token_bytes();
-                let counters = Arc::new(Counters::default());
+                let counters = engine.counters.clone();
                 let home = Home::here();
                 let live = Live::new(
                     options.max_streams,
@@ -124,6 +123,7 @@ impl Guard {
             },
             threads: pool.current_num_threads(),
             weight_bytes: decoder.bytes() + head.bytes(),
+            artifact_sha256: content.sha256,
         };
         let token_bytes = decoder.kv_shape().token_bytes() + selection.token_bytes();
         let engine = Engine {
@@ -132,6 +132,7 @@ impl Guard {
             head,
             pool: pool.clone(),
             meter: Meter::default(),
+            counters: Arc::default(),
             cache: Arc::new(PrefixCache::new(
                 options.prefix_cache_bytes.min(options.kv_bytes),
                 token_bytes,

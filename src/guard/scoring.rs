@@ -156,7 +156,7 @@ impl Core {
         let (sequences, windows) = (0..layout.count(tokens))
             .map(|index| {
                 let range = layout.range(index, tokens);
-                let ids = view.from(range.start).take(range.len()).map(|token| token.id);
+                let ids = view.tokens(range.start).take(range.len()).map(|token| token.id);
                 let ids: Arc<[u32]> =
                     before.iter().copied().chain(ids).chain(after.iter().copied()).collect();
                 (ids, ends(&view, range))

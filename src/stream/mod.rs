@@ -356,6 +356,7 @@ impl Taken {
             token_scores: if token_scores { scored.token_scores } else { vec![] },
             first_scored: scored.first_scored,
         };
+        shared.core.counters.harmful.add(push.is_harmful.into());
         self.state = Some(state);
         Ok(push)
     }

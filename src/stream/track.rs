@@ -85,7 +85,7 @@ impl Track {
         (self.folded..rules.layout.count(tokens))
             .map(|index| {
                 let range = rules.layout.range(index, tokens);
-                let text = view.from(range.start).take(range.len()).map(|token| token.id);
+                let text = view.tokens(range.start).take(range.len()).map(|token| token.id);
                 let sequence: Arc<[u32]> =
                     before.iter().copied().chain(text).chain(after.iter().copied()).collect();
                 let first = view.first_pushed().max(rules.layout.fresh(index)).min(range.end);
@@ -166,7 +166,7 @@ impl Track {
             let range = rules.layout.range(index, tokens);
             let floor = best.map_or(f32::NEG_INFINITY, |best| best.score);
             let mut token = window.first;
-            for (place, score) in view.from(window.first).zip(&window.running) {
+            for (place, score) in view.tokens(window.first).zip(&window.running) {
                 let score = score.max(floor);
                 if f64::from(score) >= rules.threshold {
                     run.length += 1;
@@ -222,7 +222,7 @@ impl Track {
 
 /// The pushed bytes of a window.
 pub(crate) fn ends(view: &View<'_>, range: std::ops::Range<usize>) -> (usize, usize) {
-    let mut tokens = view.from(range.start).take(range.len());
+    let mut tokens = view.tokens(range.start).take(range.len());
     let first = tokens.next();
     let last = tokens.last().or(first);
     (first.map_or(0, |token| token.start), last.map_or(0, |token| token.end))

@@ -37,8 +37,9 @@ pub(crate) struct Next {
     full: bool,
     /// There are more tokens than the limit.
     pub(crate) truncated: bool,
-    /// Offset in the pushed bytes from which on they are held back: more text may make a marker of
-    /// them, or of what follows them, or they are white space at the end.
+    /// Offset in the pushed bytes from which on they are held back: more text may still make a
+    /// marker of them, or they are white space before that or at the end. Once the limit's tokens
+    /// are settled nothing is held back.
     pub(crate) held_from: usize,
 }
 
@@ -93,7 +94,7 @@ impl Growing {
         let cleaned = Collapsed::new(&tail);
         let Range { mut start, end } = cleaned.stripped();
         if base > 0 {
-            // Here the text does not begin: this is a blank between two words.
+            // The tail begins inside the text, maybe with the blank between two words.
             start = 0;
         }
         let room = limit.saturating_sub(self.settled_len());
@@ -119,7 +120,7 @@ impl Growing {
         if full {
             tail = String::new();
         } else if located.boundary > 0 {
-            tail.drain(..cleaned.start(start + located.boundary));
+            tail = tail.split_off(cleaned.start(start + located.boundary));
         }
         Ok(Next {
             settled: located.settled.min(room),
@@ -164,25 +165,25 @@ impl Growing {
     }
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
     /// How many tokens there are, at most the limit.
-    pub(crate) fn len(&self) -> usize {
+    pub(crate) fn len(self) -> usize {
         self.growing.settled_len() + self.next.tokens.len()
     }
 
     /// How many of them, from the first, stay whatever is pushed later.
-    pub(crate) fn settled(&self) -> usize {
+    pub(crate) fn settled(self) -> usize {
         self.growing.settled_len() + self.next.settled
     }
 
     /// The tokens from `index` on, none of which is forgotten.
-    pub(crate) fn from(&self, index: usize) -> impl Iterator<Item = Token> {
+    pub(crate) fn tokens(self, index: usize) -> impl Iterator<Item = Token> + use<'a> {
         let known = index - self.growing.forgotten;
         self.growing.settled.iter().chain(&self.next.tokens).copied().skip(known)
     }
 
     /// The index of the first token that holds pushed bytes; the number of tokens if none does.
-    pub(crate) fn first_pushed(&self) -> usize {
+    pub(crate) fn first_pushed(self) -> usize {
         let settled = self.growing.settled_len();
         match self.growing.before_pushed {
             before if before < settled => before,
@@ -240,7 +241,7 @@ mod tests {
             let context = format!("limit {}, {:?} then {:?}", self.limit, self.prompt, self.pushed);
 
             let view = self.growing.view(&next);
-            let tokens: Vec<Token> = view.from(0).collect();
+            let tokens: Vec<Token> = view.tokens(0).collect();
             let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();
             let whole = self.tokenizer.in_one_piece(&cleaned);
             assert_eq!(ids, whole[..whole.len().min(self.limit)], "{context}");
@@ -350,6 +351,147 @@ mod tests {
             let mut checked = Checked::new(&tokenizer, Some("some words"), limit);
             push_in_chunks(&mut checked, &raw_text(&mut random), &mut random);
             assert!(checked.settled.is_empty());
+        }
+    }
+
+    /// The text and its tokens' bytes, whole.
+    fn spans<'a>(
+        tokenizer: &Tokenizer,
+        prompt: Option<&str>,
+        pushed: &'a str,
+    ) -> Vec<(usize, &'a str)> {
+        let growing = Growing::new(prompt);
+        let next = growing.next(tokenizer, pushed, usize::MAX).unwrap();
+        let tokens = growing.view(&next).tokens(0);
+        tokens.map(|token| (token.start, &pushed[token.start..token.end])).collect()
+    }
+
+    #[test]
+    fn what_cleaning_drops_belongs_to_what_stands_for_it_or_stands_before() {
+        let tokenizer = fixture("qwen3-real");
+        let spans = |prompt, pushed| spans(&tokenizer, prompt, pushed);
+        assert_eq!(
+            spans(None, " the \t dog<s>is\n\n\n\nhere \n"),
+            [(1, "the"), (4, " \t dog"), (10, "<s>is"), (15, "\n\n\n\n"), (19, "here"),]
+        );
+        // A mark that is composed with a letter, and the parts of one character.
+        assert_eq!(spans(None, "cafe\u{301} the"), [(0, "ca"), (2, "fe\u{301}"), (6, " the")]);
+        assert_eq!(spans(None, "\u{13000}"), [(0, "\u{13000}"); 3]);
+        // Of the prompt and its newline nothing was pushed.
+        assert_eq!(spans(Some("the dog"), "is"), [(0, ""), (0, ""), (0, ""), (0, "is")]);
+        // What is stripped at the end is no token's; what is nothing else is the space's.
+        assert_eq!(spans(Some("the dog"), " <s>\n"), [(0, ""), (0, "")]);
+        assert_eq!(spans(Some(" "), " <s>\n"), [(0, " <s>\n")]);
+        assert_eq!(spans(None, ""), [(0, "")]);
+    }
+
+    #[test]
+    fn bytes_are_held_back_until_they_are_sure() {
+        let tokenizer = fixture("qwen3-short");
+        for (prompt, pushed, held_from) in [
+            (None, "", 0),
+            (None, "a b", 3),
+            (None, "a \n\u{1f}", 1),
+            (None, "a <|im_", 1),
+            (None, "a <s> <|im_end|>\t<<", 1),
+            (None, "a <|im_x", 8),
+            (None, "a <| <", 4),
+            (None, "好\u{a0}[", 3),
+            (Some("a <|im_"), "", 0),
+            (Some("a <|im_"), "\nstart|>", 8),
+            (Some(""), " ", 0),
+        ] {
+            let growing = Growing::new(prompt);
+            let next = growing.next(&tokenizer, pushed, usize::MAX).unwrap();
+            assert_eq!(next.held_from, held_from, "{prompt:?}, {pushed:?}");
+        }
+    }
+
+    #[test]
+    fn a_marker_holds_no_boundary_and_no_other_marker() {
+        // What makes a boundary of the cleaned text a safe point of the raw one.
+        for marker in MARKERS {
+            assert!(!marker.contains([' ', '\t', '\n', ',', '.', '，', '。']), "{marker}");
+            let held = |other: &&&str| marker.contains(**other);
+            assert_eq!(MARKERS.iter().filter(held).count(), 1, "{marker}");
+        }
+    }
+
+    /// Prose with some markers, much longer than a piece.
+    fn prose(words: usize) -> String {
+        let mut random = Random(11);
+        let word = |_| {
+            ["the", " dog", " ran,", " and", "\n\n\nIt", " is", " 42", "<s>", " naïve", "  cats."]
+                [random.below(10)]
+        };
+        (0..words).map(word).collect()
+    }
+
+    #[test]
+    fn only_a_short_tail_is_tokenised_again() {
+        let tokenizer = fixture("qwen3-real");
+        let text = prose(40_000);
+        let whole = tokenizer.in_one_piece(&clean(&text));
+        for limit in [3000, usize::MAX] {
+            let mut growing = Growing::new(None);
+            let (mut at, mut again) = (0, 0);
+            while at < text.len() {
+                let end = text.ceil_char_boundary(at + 23);
+                again += growing.tail.len();
+                let next = growing.next(&tokenizer, &text[at..end], limit).unwrap();
+                assert!(growing.view(&next).settled() + 60 > growing.view(&next).len());
+                assert!(!growing.full || next.tokens.is_empty());
+                growing.commit(next);
+                at = end;
+            }
+            assert!(again < 2 * text.len(), "{again} of {} bytes", text.len());
+            let next = growing.next(&tokenizer, "", limit).unwrap();
+            let ids: Vec<u32> = growing.view(&next).tokens(0).map(|token| token.id).collect();
+            assert_eq!(ids, whole[..whole.len().min(limit)]);
+            assert_eq!(next.truncated, limit < whole.len());
+            assert_eq!(next.held_from, held_from(&text));
+        }
+    }
+
+    #[test]
+    fn a_long_text_at_once_has_the_tokens_that_it_has_in_one_piece() {
+        for name in ["qwen3-real", "llama-short"] {
+            let tokenizer = fixture(name);
+            let text = prose(30_000);
+            let whole = tokenizer.in_one_piece(&clean(&text));
+            for limit in [0, 100, whole.len() - 1, whole.len(), usize::MAX] {
+                let mut checked = Checked::new(&tokenizer, None, limit);
+                checked.push(&text);
+                assert!(checked.settled.len() + 60 > whole.len().min(limit), "{name}, {limit}");
+                assert!(checked.growing.tail.len() < 200 || limit >= whole.len() - 1);
+                checked.push(" more words");
+            }
+        }
+    }
+
+    #[test]
+    fn forgetting_keeps_the_indices_and_the_rest() {
+        let tokenizer = fixture("llama-short");
+        let mut random = Random(5);
+        for prompt in [None, Some("ask the dog, and it is")] {
+            let mut kept = Growing::new(prompt);
+            let mut forgetful = Growing::new(prompt);
+            for _ in 0..200 {
+                let more = prose(8 + random.below(8));
+                let next = kept.next(&tokenizer, &more, usize::MAX).unwrap();
+                let view = kept.view(&next);
+                let other = forgetful.next(&tokenizer, &more, usize::MAX).unwrap();
+                let found = forgetful.view(&other);
+                assert_eq!(found.len(), view.len());
+                assert_eq!(found.settled(), view.settled());
+                assert_eq!(found.first_pushed(), view.first_pushed());
+                let from = forgetful.forgotten;
+                assert!(found.tokens(from).eq(view.tokens(from)));
+                kept.commit(next);
+                forgetful.commit(other);
+                forgetful.forget_before((kept.settled_len() + 5).saturating_sub(random.below(40)));
+            }
+            assert!(forgetful.settled.len() < 40 && forgetful.forgotten > 500);
         }
     }
 }

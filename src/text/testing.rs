@@ -79,7 +79,10 @@ pub(super) fn raw_text(random: &mut Random) -> String {
             0 => marker,
             1 => &marker[..1 + random.below(marker.len())],
             2..4 => SPACE[random.below(SPACE.len())],
-            4..7 => ["a", " b", ". The", " words", "好，世"][random.below(5)],
+            4..7 => {
+                ["a", " b", ". The", " words", "好，世", " мир", "が。ひ", "، سلام, م", " दिन न"]
+                    [random.below(9)]
+            }
             _ => PIECES[random.below(PIECES.len())],
         });
     }

@@ -340,11 +340,19 @@ fn is_stop(c: char) -> bool {
     matches!(c, ' ' | ',' | '.' | '，' | '。')
 }
 
-/// Letters that every version of Unicode and every normal form leaves as they are.
+/// Letters to every version of Unicode, which NFC leaves as they are: of Latin, Cyrillic, Hebrew,
+/// Arabic, Devanagari, kana, Chinese and Korean.
 fn is_plain_letter(c: char) -> bool {
-    c.is_ascii_alphabetic()
-        || ('\u{4e00}'..='\u{9fa5}').contains(&c)
-        || ('\u{ac00}'..='\u{d7a3}').contains(&c)
+    matches!(c,
+        'a'..='z' | 'A'..='Z'
+        | '\u{410}'..='\u{44f}'
+        | '\u{5d0}'..='\u{5ea}'
+        | '\u{621}'..='\u{63a}' | '\u{641}'..='\u{64a}'
+        | '\u{905}'..='\u{939}'
+        | '\u{3041}'..='\u{3096}' | '\u{30a1}'..='\u{30fa}'
+        | '\u{4e00}'..='\u{9fa5}'
+        | '\u{ac00}'..='\u{d7a3}'
+    )
 }
 
 #[cfg(test)]

@@ -3,105 +3,95 @@
  * Memory that must not be read or written lies on a forbidden page; outputs are filled with 0xA5
  * before every call that must fail, and compared after it.
  */
-#include "check.h"
+#include "sweep.h"
 
 #include <math.h>
+#include <pthread.h>
 
-#define FILL 0xA5
-#define TEXT "How can I make a pipe bomb at home?"
-#define OTHER "What is the capital of France?"
-
-static siren_guard *guard;
 static siren_input good;
 static siren_result expected;
-
-/* ---- calls that must fail, and calls that must not ---- */
-
-static struct {
-    siren_guard *handle;
-    siren_result result;
-    siren_result results[8];
-    siren_error errors[8];
-    siren_guard_info info;
-    size_t length;
-    char json[64];
-} out, armed;
-
-static siren_error place, armed_place;
-/* What a call in REFUSED and ACCEPTED passes as its error: `place` or NULL. */
-static siren_error *error;
-
-static void arm(siren_error *chosen)
-{
-    size_t i;
-    memset(&out, FILL, sizeof out);
-    out.result.struct_size = sizeof out.result;
-    out.info.struct_size = sizeof out.info;
-    for (i = 0; i < 8; i++) {
-        out.results[i].struct_size = sizeof out.results[i];
-        out.errors[i].struct_size = sizeof out.errors[i];
-    }
-    memcpy(&armed, &out, sizeof out);
-    memset(&place, FILL, sizeof place);
-    place.struct_size = sizeof place;
-    memcpy(&armed_place, &place, sizeof place);
-    error = chosen;
-}
-
-static void check_refused(int32_t got, int32_t status, const char *words, int line,
-                          const char *call)
-{
-    int holds = got == status && memcmp(&out, &armed, sizeof out) == 0;
-    if (holds && error) {
-        size_t length = strlen(place.message);
-        size_t whole = (size_t)place.message_length;
-        holds = place.struct_size == sizeof place && place.status == status
-            && (length == whole || (whole > length && length == sizeof place.message - 1))
-            && strstr(place.message, words) != NULL;
-    }
-    if (!check_that(holds, "sweep.c", line, call)) {
-        place.message[sizeof place.message - 1] = 0;
-        fprintf(stderr, "  expected %s saying \"%s\", got %s%s: %s\n", siren_status_name(status),
-                words, siren_status_name(got),
-                memcmp(&out, &armed, sizeof out) ? " and touched outputs" : "",
-                error ? place.message : "(no error struct)");
-    }
-}
-
-/* `CALL`, with an error struct and without, fails as said and touches no output. */
-#define REFUSED(STATUS, WORDS, CALL)                                           \
-    do {                                                                       \
-        arm(&place);                                                           \
-        check_refused((CALL), STATUS, WORDS, __LINE__, #CALL);                 \
-        arm(NULL);                                                             \
-        check_refused((CALL), STATUS, WORDS, __LINE__, #CALL);                 \
-    } while (0)
-
-/* `CALL` succeeds and touches no error. */
-#define ACCEPTED(CALL)                                                         \
-    do {                                                                       \
-        arm(&place);                                                           \
-        if (!CHECK((CALL) == SIREN_OK)) {                                      \
-            fprintf(stderr, "  %s\n", place.message);                          \
-        }                                                                      \
-        CHECK(memcmp(&place, &armed_place, sizeof place) == 0);                \
-    } while (0)
+static siren_stream *stream;
+static siren_cancel_token *token;
 
 static int32_t score(siren_input input)
 {
     return siren_score(guard, &input, NULL, &out.result, error);
 }
 
-/* ---- struct sizes, NULL and alignment, for every struct of every call ---- */
+/* ---- callbacks: every call that started is waited for, and no other may call back ---- */
 
-struct kind {
-    const char *name;
-    size_t size;
-    int is_output;
-    int may_be_null;
-    void (*fill)(void *bytes);
-    int32_t (*call)(void *bytes);
-};
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t arrived;
+    int started, called;
+    /* Of the last one. */
+    int32_t status;
+    siren_result results[3];
+    int32_t errors[3];
+} taken = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0, 0,
+           {SIREN_RESULT_INIT, SIREN_RESULT_INIT, SIREN_RESULT_INIT}, {0}};
+
+static void take(const void *user_data, int32_t status)
+{
+    CHECK(user_data == &taken);
+    pthread_mutex_lock(&taken.lock);
+    taken.called++;
+    taken.status = status;
+    pthread_cond_signal(&taken.arrived);
+    pthread_mutex_unlock(&taken.lock);
+}
+
+static void take_score(void *user_data, int32_t status, const siren_result *result,
+                       const siren_error *failure)
+{
+    CHECK(status == SIREN_OK ? result && !failure : !result && failure->status == status);
+    if (result) {
+        CHECK(result->struct_size == sizeof *result && result->status == SIREN_OK);
+        taken.results[0] = *result;
+    }
+    take(user_data, status);
+}
+
+static void take_batch(void *user_data, int32_t status, const siren_result *const *results,
+                       const siren_error *const *errors, size_t count,
+                       const siren_error *failure)
+{
+    size_t i;
+    CHECK(status == SIREN_OK ? !failure : !results && !errors && !count);
+    CHECK(count <= 3);
+    for (i = 0; i < count && i < 3; i++) {
+        taken.results[i] = *results[i];
+        taken.errors[i] = errors[i] ? errors[i]->status : SIREN_OK;
+        CHECK(results[i]->struct_size == sizeof(siren_result));
+        CHECK(taken.results[i].status == taken.errors[i]);
+        CHECK(taken.errors[i] == SIREN_OK || taken.results[i].is_harmful == 1);
+    }
+    take(user_data, status);
+}
+
+static void take_push(void *user_data, int32_t status, const siren_push_result *result,
+                      const siren_error *failure)
+{
+    CHECK(status == SIREN_OK ? result && !failure : !result && failure->status == status);
+    take(user_data, status);
+}
+
+/* Waits for the callback of a call that returned `status`. */
+static int32_t outcome(int32_t status)
+{
+    if (status == SIREN_OK) {
+        pthread_mutex_lock(&taken.lock);
+        taken.started++;
+        while (taken.called < taken.started) {
+            pthread_cond_wait(&taken.arrived, &taken.lock);
+        }
+        status = taken.status;
+        pthread_mutex_unlock(&taken.lock);
+    }
+    return status;
+}
+
+/* ---- struct sizes, NULL and alignment, for every struct of every call ---- */
 
 static void fill_input(void *bytes) { memcpy(bytes, &good, sizeof good); }
 
@@ -158,86 +148,121 @@ static int32_t errors_of_batch(void *p)
 
 static int32_t info_of_info(void *p) { return siren_info(guard, p, error); }
 
+static int32_t input_of_async(void *p)
+{
+    return outcome(siren_score_async(guard, p, NULL, take_score, &taken, error));
+}
+
+static int32_t options_of_async(void *p)
+{
+    return outcome(siren_score_async(guard, &good, p, take_score, &taken, error));
+}
+
+static int32_t input_of_batch_async(void *p)
+{
+    return outcome(siren_score_batch_async(guard, p, 1, NULL, take_batch, &taken, error));
+}
+
+static int32_t options_of_batch_async(void *p)
+{
+    return outcome(siren_score_batch_async(guard, &good, 1, p, take_batch, &taken, error));
+}
+
+static int32_t stats_of_stats(void *p) { return siren_stats(guard, p, error); }
+
+static int32_t input_of_audit(void *p)
+{
+    return siren_audit_json(guard, p, &expected, NULL, 0, &out.length, error);
+}
+
+static int32_t result_of_audit(void *p)
+{
+    return siren_audit_json(guard, &good, p, NULL, 0, &out.length, error);
+}
+
+static void fill_expected(void *bytes) { memcpy(bytes, &expected, sizeof expected); }
+
+static void fill_stream_options(void *bytes)
+{
+    siren_stream_options options = SIREN_STREAM_OPTIONS_INIT;
+    memcpy(bytes, &options, sizeof options);
+}
+
+static int32_t options_of_stream(void *p)
+{
+    int32_t status = siren_stream_new(guard, p, &out.stream, error);
+    if (status == SIREN_OK) {
+        CHECK(siren_stream_free(out.stream) == SIREN_OK);
+    }
+    return status;
+}
+
+static void fill_push_options(void *bytes)
+{
+    siren_push_options options = SIREN_PUSH_OPTIONS_INIT;
+    memcpy(bytes, &options, sizeof options);
+}
+
+static int32_t options_of_push(void *p)
+{
+    return siren_stream_push(stream, TEXT, sizeof TEXT - 1, p, &out.push, error);
+}
+
+static int32_t options_of_finish(void *p)
+{
+    return siren_stream_finish(stream, p, &out.push, error);
+}
+
+static int32_t options_of_push_async(void *p)
+{
+    return outcome(siren_stream_push_async(stream, TEXT, 1, p, take_push, &taken, error));
+}
+
+static int32_t result_of_push(void *p)
+{
+    return siren_stream_push(stream, TEXT, sizeof TEXT - 1, NULL, p, error);
+}
+
+static int32_t result_of_finish(void *p) { return siren_stream_finish(stream, NULL, p, error); }
+
 static const struct kind kinds[] = {
-    {"siren_input", sizeof(siren_input), 0, 0, fill_input, input_of_score},
-    {"siren_input", sizeof(siren_input), 0, 0, fill_input, input_of_batch},
-    {"siren_score_options", sizeof(siren_score_options), 0, 1, fill_score_options,
+    {"siren_input", sizeof(siren_input), 0, NEVER_NULL, fill_input, input_of_score},
+    {"siren_input", sizeof(siren_input), 0, NEVER_NULL, fill_input, input_of_batch},
+    {"siren_input", sizeof(siren_input), 0, NEVER_NULL, fill_input, input_of_async},
+    {"siren_input", sizeof(siren_input), 0, NEVER_NULL, fill_input, input_of_batch_async},
+    {"siren_input", sizeof(siren_input), 0, NEVER_NULL, fill_input, input_of_audit},
+    {"siren_score_options", sizeof(siren_score_options), 0, MAY_BE_NULL, fill_score_options,
      options_of_score},
-    {"siren_score_options", sizeof(siren_score_options), 0, 1, fill_score_options,
+    {"siren_score_options", sizeof(siren_score_options), 0, MAY_BE_NULL, fill_score_options,
      options_of_batch},
-    {"siren_open_options", sizeof(siren_open_options), 0, 1, fill_open_options, options_of_open},
-    {"siren_result", sizeof(siren_result), 1, 0, fill_output, result_of_score},
-    {"siren_result", sizeof(siren_result), 1, 0, fill_output, result_of_batch},
-    {"siren_error", sizeof(siren_error), 1, 1, fill_output, errors_of_batch},
-    {"siren_guard_info", sizeof(siren_guard_info), 1, 0, fill_output, info_of_info},
+    {"siren_score_options", sizeof(siren_score_options), 0, MAY_BE_NULL, fill_score_options,
+     options_of_async},
+    {"siren_score_options", sizeof(siren_score_options), 0, MAY_BE_NULL, fill_score_options,
+     options_of_batch_async},
+    {"siren_open_options", sizeof(siren_open_options), 0, NULL_IS_SLOW, fill_open_options,
+     options_of_open},
+    {"siren_stream_options", sizeof(siren_stream_options), 0, MAY_BE_NULL, fill_stream_options,
+     options_of_stream},
+    {"siren_result", sizeof(siren_result), 0, NEVER_NULL, fill_expected, result_of_audit},
+    {"siren_result", sizeof(siren_result), 1, NEVER_NULL, fill_output, result_of_score},
+    {"siren_result", sizeof(siren_result), 1, NEVER_NULL, fill_output, result_of_batch},
+    {"siren_error", sizeof(siren_error), 1, MAY_BE_NULL, fill_output, errors_of_batch},
+    {"siren_guard_info", sizeof(siren_guard_info), 1, NEVER_NULL, fill_output, info_of_info},
+    {"siren_guard_stats", sizeof(siren_guard_stats), 1, NEVER_NULL, fill_output, stats_of_stats},
 };
 
-static void set_size(void *bytes, uint32_t size) { memcpy(bytes, &size, sizeof size); }
-
-static int all_are(const void *bytes, size_t length, unsigned char value)
-{
-    const unsigned char *p = bytes;
-    while (length > 0 && *p == value) {
-        p++;
-        length--;
-    }
-    return length == 0;
-}
-
-/* A struct of `size` bytes at `bytes`, its tail 0 for inputs and 0xA5 for outputs, is taken. */
-static void check_accepted_struct(const struct kind *kind, unsigned char *bytes, size_t size)
-{
-    uint32_t kept;
-    memset(bytes, kind->is_output ? FILL : 0, size);
-    kind->fill(bytes);
-    set_size(bytes, (uint32_t)size);
-    ACCEPTED(kind->call(bytes));
-    memcpy(&kept, bytes, sizeof kept);
-    CHECK(kept == size);
-    if (kind->is_output) {
-        CHECK(!all_are(bytes + 4, kind->size - 4, FILL));
-        CHECK(all_are(bytes + kind->size, size - kind->size, FILL));
-    }
-}
-
-static void sweep_struct(const struct kind *kind)
-{
-    uint32_t wrong[] = {0, 1, 4, 0, (1u << 16) + 1, 1u << 20, UINT32_MAX};
-    size_t longer = kind->size + 8;
-    unsigned char *bytes = edge(longer);
-    size_t i;
-
-    wrong[3] = (uint32_t)kind->size - 1;
-    for (i = 0; i < sizeof wrong / sizeof *wrong; i++) {
-        /* A refused size is all that is read. */
-        unsigned char *only_size = edge(4);
-        set_size(only_size, wrong[i]);
-        REFUSED(SIREN_INVALID_ARGUMENT, kind->name, kind->call(only_size));
-        REFUSED(SIREN_INVALID_ARGUMENT, "struct_size is ", kind->call(only_size));
-        CHECK(memcmp(only_size, &wrong[i], 4) == 0);
-    }
-    if (!kind->may_be_null) {
-        REFUSED(SIREN_INVALID_ARGUMENT, kind->name, kind->call(NULL));
-    } else if (kind->call != options_of_open) {
-        ACCEPTED(kind->call(NULL));
-    }
-
-    check_accepted_struct(kind, edge(kind->size), kind->size);
-    check_accepted_struct(kind, bytes, longer);
-    check_accepted_struct(kind, edge(1u << 16), 1u << 16);
-    if (!kind->is_output) {
-        for (i = kind->size; i < longer; i++) {
-            memset(bytes, 0, longer);
-            kind->fill(bytes);
-            set_size(bytes, (uint32_t)longer);
-            bytes[i] = 1;
-            REFUSED(SIREN_INVALID_ARGUMENT, "this version of the library", kind->call(bytes));
-        }
-    }
-    for (i = 1; i < 8; i++) {
-        check_accepted_struct(kind, (unsigned char *)edge(kind->size + 8) + i, kind->size);
-    }
-}
+/* Of streams; streams.c has those that must be taken. */
+static const struct kind stream_kinds[] = {
+    {"siren_push_options", sizeof(siren_push_options), 0, MAY_BE_NULL, fill_push_options,
+     options_of_push},
+    {"siren_push_options", sizeof(siren_push_options), 0, MAY_BE_NULL, fill_push_options,
+     options_of_finish},
+    {"siren_push_options", sizeof(siren_push_options), 0, MAY_BE_NULL, fill_push_options,
+     options_of_push_async},
+    {"siren_push_result", sizeof(siren_push_result), 1, NEVER_NULL, fill_output, result_of_push},
+    {"siren_push_result", sizeof(siren_push_result), 1, NEVER_NULL, fill_output,
+     result_of_finish},
+};
 
 /* ---- the error struct of every call ---- */
 
@@ -253,6 +278,8 @@ static void nothing(void *user_data, int32_t level, const char *message, size_t 
 static int32_t with_error(int call, int wrong, siren_error *e)
 {
     siren_guard *g = wrong ? (siren_guard *)(uintptr_t)1 : guard;
+    siren_stream *s = wrong ? (siren_stream *)(uintptr_t)1 : stream;
+    siren_cancel_token *t = wrong ? (siren_cancel_token *)(uintptr_t)1 : token;
     switch (call) {
     case 0:
         return siren_open(&open_options, wrong ? NULL : &out.handle, e);
@@ -266,8 +293,34 @@ static int32_t with_error(int call, int wrong, siren_error *e)
         return siren_log_set(nothing, NULL, wrong ? 6 : 0, e);
     case 5:
         return siren_score(g, &good, NULL, &out.result, e);
-    default:
+    case 6:
         return siren_score_batch(g, &good, 1, NULL, out.results, out.errors, e);
+    case 7:
+        return siren_score_async(g, &good, NULL, take_score, &taken, e);
+    case 8:
+        return siren_score_batch_async(g, &good, 1, NULL, take_batch, &taken, e);
+    case 9:
+        return siren_stats(g, &out.stats, e);
+    case 10:
+        return siren_stats_prometheus(g, NULL, 0, &out.length, e);
+    case 11:
+        return siren_audit_json(g, &good, &expected, NULL, 0, &out.length, e);
+    case 12:
+        return siren_cancel_token_new(wrong ? NULL : &out.token, e);
+    case 13:
+        return siren_cancel(t, e);
+    case 14:
+        return siren_stream_new(g, NULL, &out.stream, e);
+    case 15:
+        return siren_stream_push(s, TEXT, 1, NULL, &out.push, e);
+    case 16:
+        return siren_stream_finish(s, NULL, &out.push, e);
+    case 17:
+        return siren_stream_push_async(s, TEXT, 1, NULL, take_push, &taken, e);
+    case 18:
+        return siren_stream_reset(s, e);
+    default:
+        return siren_stream_fork(s, &out.stream, e);
     }
 }
 
@@ -277,13 +330,13 @@ static void sweep_error_struct(void)
     const size_t sizes[] = {sizeof(siren_error), sizeof(siren_error) + 8};
     int call;
     size_t i;
-    for (call = 0; call <= 6; call++) {
+    for (call = 0; call <= 19; call++) {
         for (i = 0; i < sizeof wrong / sizeof *wrong; i++) {
             void *only_size = edge(4);
             set_size(only_size, wrong[i]);
             arm(NULL);
-            check_refused(with_error(call, 0, only_size), SIREN_INVALID_ARGUMENT, "", __LINE__,
-                          "an error struct of a wrong size");
+            check_refused(with_error(call, 0, only_size), SIREN_INVALID_ARGUMENT, "", __FILE__,
+                          __LINE__, "an error struct of a wrong size");
             CHECK(memcmp(only_size, &wrong[i], 4) == 0);
         }
         for (i = 0; i < 2 + 7; i++) {
@@ -320,8 +373,16 @@ static int32_t init(int call, void *bytes, uint32_t size)
         return siren_input_init(bytes, size);
     case 4:
         return siren_score_options_init(bytes, size);
-    default:
+    case 5:
         return siren_result_init(bytes, size);
+    case 6:
+        return siren_stream_options_init(bytes, size);
+    case 7:
+        return siren_push_options_init(bytes, size);
+    case 8:
+        return siren_push_result_init(bytes, size);
+    default:
+        return siren_stats_init(bytes, size);
     }
 }
 
@@ -329,10 +390,12 @@ static void sweep_init(void)
 {
     const size_t firsts[] = {sizeof(siren_error), sizeof(siren_guard_info),
                              sizeof(siren_open_options), sizeof(siren_input),
-                             sizeof(siren_score_options), sizeof(siren_result)};
+                             sizeof(siren_score_options), sizeof(siren_result),
+                             sizeof(siren_stream_options), sizeof(siren_push_options),
+                             sizeof(siren_push_result), sizeof(siren_guard_stats)};
     int call;
     size_t i;
-    for (call = 0; call < 6; call++) {
+    for (call = 0; call < 10; call++) {
         size_t first = firsts[call];
         uint32_t wrong[] = {0, 4, 0, (1u << 16) + 1, 1u << 20, UINT32_MAX};
         wrong[2] = (uint32_t)first - 1;
@@ -366,9 +429,9 @@ static void bad_input(int line, siren_input input, int32_t status, const char *w
     siren_result untouched;
     int with_errors;
     arm(&place);
-    check_refused(score(input), status, words, line, "a bad input");
+    check_refused(score(input), status, words, __FILE__, line, "a bad input");
     arm(NULL);
-    check_refused(score(input), status, words, line, "a bad input, no error struct");
+    check_refused(score(input), status, words, __FILE__, line, "a bad input, no error struct");
 
     inputs[0] = inputs[2] = good;
     inputs[1] = input;
@@ -391,6 +454,16 @@ static void bad_input(int line, siren_input input, int32_t status, const char *w
         }
         CHECK(memcmp(out.errors, armed.errors, sizeof out.errors) == 0);
     }
+
+    /* Alone it fails by the call or by the callback; in a batch by itself. */
+    arm(&place);
+    CHECK(check_that(outcome(siren_score_async(guard, &input, NULL, take_score, &taken, error))
+                     == status, __FILE__, line, "an asynchronous call"));
+    ACCEPTED(outcome(siren_score_batch_async(guard, inputs, 3, NULL, take_batch, &taken, error)));
+    CHECK(memcmp(&taken.results[0], &expected, sizeof expected) == 0);
+    CHECK(memcmp(&taken.results[2], &expected, sizeof expected) == 0);
+    CHECK(taken.errors[0] == SIREN_OK && taken.errors[2] == SIREN_OK);
+    CHECK(taken.errors[1] == status && taken.results[1].score == 0.0);
 }
 
 #define BAD_INPUT(INPUT, STATUS, WORDS) bad_input(__LINE__, INPUT, STATUS, WORDS)
@@ -543,63 +616,268 @@ static void sweep_thresholds(void)
     CHECK(out.result.threshold == 0.5);
 }
 
+/* What else options of calls can hold. */
+static void sweep_call_options(void)
+{
+    const uint32_t no_flag[] = {2, 1u << 31, UINT32_MAX};
+    siren_score_options score_options = SIREN_SCORE_OPTIONS_INIT;
+    siren_stream_options stream_options = SIREN_STREAM_OPTIONS_INIT;
+    siren_push_options push_options = SIREN_PUSH_OPTIONS_INIT;
+    const struct {
+        const char *words;
+        uint32_t *flag;
+        void *options;
+        int32_t (*calls[4])(void *options);
+    } flags[] = {
+        {"wait is ", &score_options.wait, &score_options,
+         {options_of_score, options_of_batch, options_of_async, options_of_batch_async}},
+        {"windows is ", &score_options.windows, &score_options,
+         {options_of_score, options_of_batch, options_of_async, options_of_batch_async}},
+        {"has_threshold is ", &stream_options.has_threshold, &stream_options,
+         {options_of_stream, NULL, NULL, NULL}},
+        {"windows is ", &stream_options.windows, &stream_options,
+         {options_of_stream, NULL, NULL, NULL}},
+        {"reserved is not 0", &stream_options.reserved, &stream_options,
+         {options_of_stream, NULL, NULL, NULL}},
+        {"wait is ", &push_options.wait, &push_options,
+         {options_of_push, options_of_finish, options_of_push_async, NULL}},
+    };
+    size_t i, value, call;
+    for (i = 0; i < sizeof flags / sizeof *flags; i++) {
+        for (value = 0; value < 3; value++) {
+            *flags[i].flag = no_flag[value];
+            for (call = 0; call < 4 && flags[i].calls[call]; call++) {
+                REFUSED(SIREN_INVALID_ARGUMENT, flags[i].words,
+                        flags[i].calls[call](flags[i].options));
+            }
+        }
+        *flags[i].flag = 0;
+    }
+    /* A time that no clock reaches is no deadline; sizes of windows mean nothing without them. */
+    score_options.timeout_ms = UINT64_MAX;
+    score_options.wait = 1;
+    score_options.window_tokens = score_options.window_stride = UINT64_MAX;
+    score_options.cancel = token;
+    ACCEPTED(options_of_score(&score_options));
+    CHECK(memcmp(&out.result, &expected, sizeof expected) == 0);
+    ACCEPTED(options_of_async(&score_options));
+    CHECK(memcmp(&taken.results[0], &expected, sizeof expected) == 0);
+
+    push_options.token_scores_capacity = 7;
+    REFUSED(SIREN_INVALID_ARGUMENT, "token_scores is NULL with a capacity of 7",
+            options_of_push(&push_options));
+    REFUSED(SIREN_INVALID_ARGUMENT, "token_scores is NULL with a capacity of 7",
+            options_of_finish(&push_options));
+    REFUSED(SIREN_INVALID_ARGUMENT, "token_scores is NULL with a capacity of 7",
+            options_of_push_async(&push_options));
+}
+
 /* ---- handles ---- */
 
-static void bad_handle(siren_guard *handle, int32_t status, const char *words)
+static void bad_guard(siren_guard *handle, int32_t status, const char *words)
 {
     REFUSED(status, words, siren_score(handle, &good, NULL, &out.result, error));
     REFUSED(status, words,
             siren_score_batch(handle, &good, 1, NULL, out.results, out.errors, error));
     REFUSED(status, words, siren_score_batch(handle, NULL, 0, NULL, NULL, NULL, error));
+    REFUSED(status, words, siren_score_async(handle, &good, NULL, take_score, &taken, error));
+    REFUSED(status, words,
+            siren_score_batch_async(handle, &good, 1, NULL, take_batch, &taken, error));
     REFUSED(status, words, siren_warmup(handle, error));
     REFUSED(status, words, siren_info(handle, &out.info, error));
     REFUSED(status, words,
             siren_info_json(handle, out.json, sizeof out.json, &out.length, error));
+    REFUSED(status, words, siren_stats(handle, &out.stats, error));
+    REFUSED(status, words,
+            siren_stats_prometheus(handle, out.json, sizeof out.json, &out.length, error));
+    REFUSED(status, words, siren_audit_json(handle, &good, &expected, out.json, sizeof out.json,
+                                            &out.length, error));
+    REFUSED(status, words, siren_stream_new(handle, NULL, &out.stream, error));
+    CHECK(siren_free(handle) == (handle ? status : SIREN_OK));
+}
+
+static void bad_stream(siren_stream *handle, int32_t status, const char *words)
+{
+    REFUSED(status, words,
+            siren_stream_push(handle, TEXT, sizeof TEXT - 1, NULL, &out.push, error));
+    REFUSED(status, words, siren_stream_finish(handle, NULL, &out.push, error));
+    REFUSED(status, words,
+            siren_stream_push_async(handle, TEXT, 1, NULL, take_push, &taken, error));
+    REFUSED(status, words, siren_stream_reset(handle, error));
+    REFUSED(status, words, siren_stream_fork(handle, &out.stream, error));
+    CHECK(siren_stream_free(handle) == (handle ? status : SIREN_OK));
+}
+
+static void bad_token(siren_cancel_token *handle, int32_t status, const char *words)
+{
+    siren_score_options options = SIREN_SCORE_OPTIONS_INIT;
+    siren_push_options push_options = SIREN_PUSH_OPTIONS_INIT;
+    REFUSED(status, words, siren_cancel(handle, error));
+    CHECK(siren_cancel_token_free(handle) == (handle ? status : SIREN_OK));
     if (handle) {
-        CHECK(siren_free(handle) == status);
-    } else {
-        CHECK(siren_free(handle) == SIREN_OK);
+        options.cancel = push_options.cancel = handle;
+        REFUSED(status, words, options_of_score(&options));
+        REFUSED(status, words, options_of_batch(&options));
+        REFUSED(status, words, options_of_async(&options));
+        REFUSED(status, words, options_of_batch_async(&options));
+        REFUSED(status, words, options_of_push(&push_options));
+        REFUSED(status, words, options_of_finish(&push_options));
+        REFUSED(status, words, options_of_push_async(&push_options));
     }
 }
 
 static void sweep_handles(void)
 {
-    const char *not_a_handle = "not a guard's handle";
-    const char *freed = "was freed, or never opened";
+    const void *no_handles[] = {(void *)(uintptr_t)1, &good, edge(1), (void *)UINTPTR_MAX};
     siren_guard *first = NULL, *second = NULL;
-    uintptr_t bits = (uintptr_t)guard;
+    siren_stream *streams[3];
+    siren_cancel_token *tokens[2];
+    size_t i;
     int bit;
 
-    bad_handle(NULL, SIREN_INVALID_ARGUMENT, "guard is NULL");
-    bad_handle((siren_guard *)(uintptr_t)1, SIREN_INVALID_HANDLE, not_a_handle);
-    bad_handle((siren_guard *)(void *)&first, SIREN_INVALID_HANDLE, not_a_handle);
-    bad_handle((siren_guard *)(void *)&good, SIREN_INVALID_HANDLE, not_a_handle);
-    bad_handle((siren_guard *)edge(1), SIREN_INVALID_HANDLE, not_a_handle);
-    bad_handle((siren_guard *)UINTPTR_MAX, SIREN_INVALID_HANDLE, not_a_handle);
+    bad_guard(NULL, SIREN_INVALID_ARGUMENT, "guard is NULL");
+    bad_stream(NULL, SIREN_INVALID_ARGUMENT, "stream is NULL");
+    bad_token(NULL, SIREN_INVALID_ARGUMENT, "cancel token is NULL");
+    for (i = 0; i < sizeof no_handles / sizeof *no_handles; i++) {
+        bad_guard((siren_guard *)no_handles[i], SIREN_INVALID_HANDLE, "not a guard's handle");
+        bad_stream((siren_stream *)no_handles[i], SIREN_INVALID_HANDLE, "not a stream's handle");
+        bad_token((siren_cancel_token *)no_handles[i], SIREN_INVALID_HANDLE,
+                  "not a cancel token's handle");
+    }
+    /* Live handles of every other kind. */
+    bad_guard((siren_guard *)stream, SIREN_INVALID_HANDLE, "not a guard's handle");
+    bad_guard((siren_guard *)token, SIREN_INVALID_HANDLE, "not a guard's handle");
+    bad_stream((siren_stream *)guard, SIREN_INVALID_HANDLE, "not a stream's handle");
+    bad_stream((siren_stream *)token, SIREN_INVALID_HANDLE, "not a stream's handle");
+    bad_token((siren_cancel_token *)guard, SIREN_INVALID_HANDLE, "not a cancel token's handle");
+    bad_token((siren_cancel_token *)stream, SIREN_INVALID_HANDLE, "not a cancel token's handle");
     for (bit = 0; bit < 64; bit++) {
         /* One wrong bit: another slot, generation, process or kind. */
-        siren_guard *wrong = (siren_guard *)(bits ^ (uintptr_t)1 << bit);
-        arm(&place);
-        check_refused(siren_score(wrong, &good, NULL, &out.result, error),
-                      bit >= 48 && bit < 56 ? SIREN_FORKED : SIREN_INVALID_HANDLE, "guard",
-                      __LINE__, "a handle with one wrong bit");
-        CHECK(siren_free(wrong) != SIREN_OK);
+        int32_t status = bit >= 48 && bit < 56 ? SIREN_FORKED : SIREN_INVALID_HANDLE;
+        uintptr_t flip = (uintptr_t)1 << bit;
+        bad_guard((siren_guard *)((uintptr_t)guard ^ flip), status, "guard");
+        bad_stream((siren_stream *)((uintptr_t)stream ^ flip), status, "stream");
+        bad_token((siren_cancel_token *)((uintptr_t)token ^ flip), status, "cancel token");
     }
 
     ACCEPTED(siren_open(&open_options, &first, error));
     CHECK(score_of(first, TEXT) == expected.score);
     CHECK(first != guard);
     CHECK(siren_free(first) == SIREN_OK);
-    bad_handle(first, SIREN_INVALID_HANDLE, freed);
+    bad_guard(first, SIREN_INVALID_HANDLE, "guard was freed, or never opened");
     /* The slot is used again, the handle is not. */
     ACCEPTED(siren_open(&open_options, &second, error));
     CHECK(second != first);
-    bad_handle(first, SIREN_INVALID_HANDLE, freed);
+    bad_guard(first, SIREN_INVALID_HANDLE, "guard was freed, or never opened");
     CHECK(score_of(second, TEXT) == expected.score);
     CHECK(siren_free(second) == SIREN_OK);
     CHECK(siren_free(second) == SIREN_INVALID_HANDLE);
     CHECK(siren_free(NULL) == SIREN_OK);
     ACCEPTED(siren_warmup(guard, error));
+
+    for (i = 0; i < 2; i++) {
+        ACCEPTED(siren_cancel_token_new(&tokens[i], error));
+        CHECK(siren_cancel_token_free(tokens[i]) == SIREN_OK);
+        bad_token(tokens[i], SIREN_INVALID_HANDLE, "cancel token was freed, or never opened");
+        ACCEPTED(siren_stream_new(guard, NULL, &streams[i], error));
+        CHECK(siren_stream_free(streams[i]) == SIREN_OK);
+        bad_stream(streams[i], SIREN_INVALID_HANDLE, "stream was freed, or never opened");
+    }
+    CHECK(tokens[0] != tokens[1] && streams[0] != streams[1]);
+    bad_token(tokens[0], SIREN_INVALID_HANDLE, "cancel token was freed, or never opened");
+    bad_stream(streams[0], SIREN_INVALID_HANDLE, "stream was freed, or never opened");
+    REFUSED(SIREN_INVALID_ARGUMENT, "token is NULL", siren_cancel_token_new(NULL, error));
+
+    /* Of a stream and its fork each is freed by itself. */
+    ACCEPTED(siren_stream_new(guard, NULL, &streams[0], error));
+    ACCEPTED(siren_stream_fork(streams[0], &streams[1], error));
+    ACCEPTED(siren_stream_fork(streams[1], &streams[2], error));
+    CHECK(streams[0] != streams[1] && streams[1] != streams[2]);
+    for (i = 0; i < 3; i++) {
+        ACCEPTED(siren_stream_reset(streams[i], error));
+        CHECK(siren_stream_free(streams[i]) == SIREN_OK);
+        bad_stream(streams[i], SIREN_INVALID_HANDLE, "stream was freed, or never opened");
+    }
+}
+
+/* Many handles at once: each is its own, and taking one is no search. */
+static void sweep_many_handles(void)
+{
+    enum { MANY = 20000 };
+    static siren_cancel_token *tokens[MANY];
+    int round, i;
+    for (round = 0; round < 2; round++) {
+        for (i = 0; i < MANY; i++) {
+            CHECK(siren_cancel_token_new(&tokens[i], NULL) == SIREN_OK);
+        }
+        for (i = 1; i < MANY; i++) {
+            CHECK(tokens[i] != tokens[i - 1]);
+        }
+        /* From both ends, so that slots come back in another order. */
+        for (i = 0; i < MANY; i++) {
+            int at = i % 2 ? MANY - 1 - i / 2 : i / 2;
+            CHECK(siren_cancel(tokens[at], NULL) == SIREN_OK);
+            CHECK(siren_cancel_token_free(tokens[at]) == SIREN_OK);
+            CHECK(siren_cancel_token_free(tokens[at]) == SIREN_INVALID_HANDLE);
+        }
+    }
+}
+
+/* ---- streams: what is refused before anything is scored ---- */
+
+static int32_t push(const char *data, size_t length)
+{
+    return siren_stream_push(stream, data, length, NULL, &out.push, error);
+}
+
+static int32_t push_async(const char *data, size_t length)
+{
+    return siren_stream_push_async(stream, data, length, NULL, take_push, &taken, error);
+}
+
+static void sweep_streams(void)
+{
+    static const size_t huge[] = {SIZE_MAX, SIZE_MAX - 7, (size_t)1 << 40, (16u << 20) + 1};
+    siren_stream_options options = SIREN_STREAM_OPTIONS_INIT;
+    char words[96];
+    size_t i;
+    REFUSED(SIREN_INVALID_ARGUMENT, "stream is NULL", siren_stream_new(guard, NULL, NULL, error));
+    REFUSED(SIREN_INVALID_ARGUMENT, "stream is NULL", siren_stream_fork(stream, NULL, error));
+    for (i = 0; i < sizeof huge / sizeof *huge; i++) {
+        sprintf(words, "data has %zu bytes, more than the limit of 16777216", huge[i]);
+        REFUSED(SIREN_LIMIT_EXCEEDED, words, push(edge(1), huge[i]));
+        REFUSED(SIREN_LIMIT_EXCEEDED, words, push_async(edge(1), huge[i]));
+        sprintf(words, "data is NULL with a length of %zu", huge[i]);
+        REFUSED(SIREN_INVALID_ARGUMENT, words, push(NULL, huge[i]));
+        REFUSED(SIREN_INVALID_ARGUMENT, words, push_async(NULL, huge[i]));
+        sprintf(words, "prompt has %zu bytes", huge[i]);
+        options.prompt = bytes_of(edge(1), huge[i]);
+        REFUSED(SIREN_LIMIT_EXCEEDED, words, options_of_stream(&options));
+    }
+    REFUSED(SIREN_INVALID_ARGUMENT, "data is NULL with a length of 1", push(NULL, 1));
+    options.prompt = bytes_of(NULL, 1);
+    REFUSED(SIREN_INVALID_ARGUMENT, "prompt is NULL", options_of_stream(&options));
+    options.prompt = bytes_of("ab\xc3", 3);
+    REFUSED(SIREN_INVALID_UTF8, "prompt is not valid UTF-8 at byte 2",
+            options_of_stream(&options));
+}
+
+static void sweep_callbacks(void)
+{
+    REFUSED(SIREN_INVALID_ARGUMENT, "callback is NULL",
+            siren_score_async(guard, &good, NULL, NULL, &taken, error));
+    REFUSED(SIREN_INVALID_ARGUMENT, "callback is NULL",
+            siren_score_batch_async(guard, &good, 1, NULL, NULL, &taken, error));
+    REFUSED(SIREN_INVALID_ARGUMENT, "callback is NULL",
+            siren_stream_push_async(stream, TEXT, 1, NULL, NULL, &taken, error));
+    ACCEPTED(input_of_async(&good));
+    CHECK(memcmp(&taken.results[0], &expected, sizeof expected) == 0);
+    /* A batch of nothing still calls back. */
+    ACCEPTED(outcome(siren_score_batch_async(guard, NULL, 0, NULL, take_batch, &taken, error)));
+    REFUSED(SIREN_LIMIT_EXCEEDED, "more than the limit of 16384",
+            siren_score_batch_async(guard, NULL, 16385, NULL, take_batch, &taken, error));
+    REFUSED(SIREN_INVALID_ARGUMENT, "siren_input is NULL",
+            siren_score_batch_async(guard, NULL, 1, NULL, take_batch, &taken, error));
 }
 
 /* ---- batches ---- */
@@ -648,11 +926,11 @@ static void sweep_batches(void)
         arm(&place);
         armed.results[i].struct_size = out.results[i].struct_size = 0;
         check_refused(siren_score_batch(guard, inputs, 8, NULL, out.results, out.errors, error),
-                      SIREN_INVALID_ARGUMENT, "siren_result[", __LINE__, "a result of size 0");
+                      SIREN_INVALID_ARGUMENT, "siren_result[", __FILE__, __LINE__, "a result of size 0");
         arm(&place);
         armed.errors[i].struct_size = out.errors[i].struct_size = 0;
         check_refused(siren_score_batch(guard, inputs, 8, NULL, out.results, out.errors, error),
-                      SIREN_INVALID_ARGUMENT, "siren_error[", __LINE__, "an error of size 0");
+                      SIREN_INVALID_ARGUMENT, "siren_error[", __FILE__, __LINE__, "an error of size 0");
     }
 
     /* All of them fail: the call itself does not. */
@@ -787,6 +1065,15 @@ static void sweep_open(const char *model)
     options.read_weights = UINT32_MAX;
     REFUSED(SIREN_INVALID_ARGUMENT, "read_weights is 4294967295", open_with(options));
     options = open_options;
+    options.no_prefix_cache = 2;
+    REFUSED(SIREN_INVALID_ARGUMENT, "no_prefix_cache is 2", open_with(options));
+    options.no_prefix_cache = 1;
+    options.prefix_cache_bytes = 9;
+    REFUSED(SIREN_INVALID_ARGUMENT, "prefix_cache_bytes is 9", open_with(options));
+    options = open_options;
+    options.reserved = 1;
+    REFUSED(SIREN_INVALID_ARGUMENT, "siren_open_options.reserved", open_with(options));
+    options = open_options;
     options.threads = UINT32_MAX;
     REFUSED(SIREN_INVALID_ARGUMENT, "threads is 4294967295", open_with(options));
 
@@ -797,6 +1084,9 @@ static void sweep_open(const char *model)
     options.dtype = text_of("f32");
     options.threads = 1;
     options.read_weights = 1;
+    options.max_streams = 3;
+    options.kv_bytes = 1 << 20;
+    options.no_prefix_cache = 1;
     {
         siren_guard *opened = NULL;
         ACCEPTED(siren_open(&options, &opened, error));
@@ -847,11 +1137,14 @@ static void sweep_limits(void)
 
 /* ---- the rest ---- */
 
+static int32_t info_json(char *buffer, size_t capacity, size_t *length)
+{
+    return siren_info_json(guard, buffer, capacity, length, error);
+}
+
 static void sweep_info(void)
 {
     siren_guard_info info;
-    size_t length = 0;
-    char *json;
     CHECK(siren_info_init(&info, sizeof info) == SIREN_OK);
     ACCEPTED(siren_info(guard, &info, error));
     CHECK(strcmp(info.device, "cpu") == 0 && strcmp(info.dtype, "f32") == 0);
@@ -860,34 +1153,69 @@ static void sweep_info(void)
     CHECK(info.hidden_size > 0 && info.neurons > 0 && info.weight_bytes > 0);
     CHECK(info.max_batch == 16384 && info.max_text_bytes == 16u << 20);
 
-    REFUSED(SIREN_INVALID_ARGUMENT, "length is NULL",
-            siren_info_json(guard, out.json, sizeof out.json, NULL, error));
-    REFUSED(SIREN_INVALID_ARGUMENT, "length is NULL", siren_info_json(guard, NULL, 0, NULL, error));
+    sweep_buffer(info_json, "\"hidden_size\":");
+}
+
+static siren_result audited;
+
+static int32_t audit_json(char *buffer, size_t capacity, size_t *length)
+{
+    return siren_audit_json(guard, &good, &audited, buffer, capacity, length, error);
+}
+
+/* A result that no call wrote is not put on record. */
+static void sweep_audit(void)
+{
+    siren_input input = SIREN_INPUT_INIT;
+    char text[2048];
+    size_t length;
+    audited = expected;
+    /* The text's own SHA-256, as sha256sum computes it. */
+    sweep_buffer(audit_json,
+                 "\"text_sha256\":"
+                 "\"2397049cbfd0a465a66f27d3f7d4eea654dc5188bbd1bb03a05a822986fe150f\"");
+    ACCEPTED(audit_json(text, sizeof text, &length));
+    CHECK(strstr(text, "pipe bomb") == NULL);
+    CHECK(strncmp(text, "{\"time\":\"2", 10) == 0);
+    input.prompt = text_of(OTHER);
+    input.response = text_of("yes");
+    ACCEPTED(siren_audit_json(guard, &input, &audited, text, sizeof text, &length, error));
+    CHECK(strstr(text, "\"text_bytes\":34}") != NULL);
+
+    good.reserved = 1;
+    REFUSED(SIREN_INVALID_ARGUMENT, "reserved", audit_json(NULL, 0, &out.length));
+    good.reserved = 0;
+    audited.status = SIREN_BUSY;
+    REFUSED(SIREN_INVALID_ARGUMENT, "siren_result.status is 13", audit_json(NULL, 0, &out.length));
+    audited = expected;
+    audited.score = NAN;
+    REFUSED(SIREN_INVALID_ARGUMENT, "no call wrote", audit_json(NULL, 0, &out.length));
+    audited.score = 1.5;
+    REFUSED(SIREN_INVALID_ARGUMENT, "no call wrote", audit_json(NULL, 0, &out.length));
+    audited = expected;
+    audited.threshold = -1.0;
+    REFUSED(SIREN_INVALID_ARGUMENT, "no call wrote", audit_json(NULL, 0, &out.length));
+    audited = expected;
+    audited.is_harmful = !expected.is_harmful;
+    REFUSED(SIREN_INVALID_ARGUMENT, "no call wrote", audit_json(NULL, 0, &out.length));
+    audited.is_harmful = 2;
+    REFUSED(SIREN_INVALID_ARGUMENT, "is_harmful is 2", audit_json(NULL, 0, &out.length));
+    audited = expected;
+    audited.truncated = 2;
+    REFUSED(SIREN_INVALID_ARGUMENT, "truncated is 2", audit_json(NULL, 0, &out.length));
+}
+
+static int32_t prometheus(char *buffer, size_t capacity, size_t *length)
+{
+    return siren_stats_prometheus(guard, buffer, capacity, length, error);
+}
+
+static void sweep_prometheus(void)
+{
+    REFUSED(SIREN_INVALID_ARGUMENT, "length is NULL", prometheus(out.json, 1, NULL));
     REFUSED(SIREN_INVALID_ARGUMENT, "buffer is NULL with a capacity of 9",
-            siren_info_json(guard, NULL, 9, &out.length, error));
-    ACCEPTED(siren_info_json(guard, NULL, 0, &length, error));
-    REQUIRE(length > sizeof out.json);
-    /* Too small, by much and by the NUL: only the length is told. */
-    arm(&place);
-    CHECK(siren_info_json(guard, out.json, sizeof out.json, &out.length, error)
-          == SIREN_INVALID_ARGUMENT);
-    CHECK(out.length == length);
-    CHECK(all_are(out.json, sizeof out.json, FILL));
-    json = edge(length);
-    memset(json, FILL, length);
-    arm(&place);
-    CHECK(siren_info_json(guard, json, length, &out.length, error) == SIREN_INVALID_ARGUMENT);
-    CHECK(strstr(place.message, "the buffer has ") != NULL);
-    CHECK(all_are(json, length, FILL));
-    CHECK(siren_info_json(guard, json, 0, &out.length, error) == SIREN_INVALID_ARGUMENT);
-    json = edge(length + 1);
-    ACCEPTED(siren_info_json(guard, json, length + 1, &out.length, error));
-    CHECK(out.length == length && strlen(json) == length);
-    CHECK(json[0] == '{' && json[length - 1] == '}' && strstr(json, "\"hidden_size\":") != NULL);
-    json = edge(length + 9);
-    memset(json, FILL, length + 9);
-    ACCEPTED(siren_info_json(guard, json, length + 9, &out.length, error));
-    CHECK(all_are(json + length + 1, 8, FILL));
+            prometheus(NULL, 9, &out.length));
+    ACCEPTED(prometheus(NULL, 0, &out.length));
 }
 
 static void sweep_names(const char *version)
@@ -898,10 +1226,11 @@ static void sweep_names(const char *version)
     CHECK(strcmp(siren_status_name(SIREN_OK), "ok") == 0);
     CHECK(strcmp(siren_status_name(SIREN_INVALID_ARGUMENT), "invalid_argument") == 0);
     CHECK(strcmp(siren_status_name(SIREN_INTERNAL), "internal") == 0);
-    for (status = SIREN_OK; status <= SIREN_INTERNAL; status++) {
+    CHECK(strcmp(siren_status_name(SIREN_IN_USE), "in_use") == 0);
+    for (status = SIREN_OK; status <= SIREN_IN_USE; status++) {
         CHECK(strcmp(siren_status_name(status), "unknown") != 0);
     }
-    CHECK(strcmp(siren_status_name(SIREN_INTERNAL + 1), "unknown") == 0);
+    CHECK(strcmp(siren_status_name(SIREN_IN_USE + 1), "unknown") == 0);
     CHECK(strcmp(siren_status_name(-1), "unknown") == 0);
     CHECK(strcmp(siren_status_name(INT32_MIN), "unknown") == 0);
     CHECK(strcmp(siren_status_name(INT32_MAX), "unknown") == 0);
@@ -936,24 +1265,40 @@ int main(int argc, char **argv)
     expected.struct_size = sizeof expected;
     REQUIRE(siren_score(guard, &good, NULL, &expected, &failure) == SIREN_OK);
 
+    REQUIRE(siren_stream_new(guard, NULL, &stream, &failure) == SIREN_OK);
+    REQUIRE(siren_cancel_token_new(&token, &failure) == SIREN_OK);
+
     sweep_names(argv[2]);
     sweep_init();
     for (i = 0; i < sizeof kinds / sizeof *kinds; i++) {
-        sweep_struct(&kinds[i]);
+        sweep_refused_structs(&kinds[i]);
+        sweep_accepted_structs(&kinds[i]);
+    }
+    for (i = 0; i < sizeof stream_kinds / sizeof *stream_kinds; i++) {
+        sweep_refused_structs(&stream_kinds[i]);
     }
     sweep_error_struct();
     sweep_inputs();
     sweep_good_inputs();
     sweep_thresholds();
+    sweep_call_options();
     sweep_handles();
+    sweep_many_handles();
+    sweep_streams();
+    sweep_callbacks();
     sweep_batches();
     sweep_larger_elements();
     sweep_open(argv[1]);
     sweep_limits();
     sweep_info();
+    sweep_audit();
+    sweep_prometheus();
     sweep_log();
     /* After all of this the guard is as it was. */
     CHECK(score_of(guard, TEXT) == expected.score);
     CHECK(siren_free(guard) == SIREN_OK);
+    CHECK(siren_stream_free(stream) == SIREN_OK);
+    CHECK(siren_cancel_token_free(token) == SIREN_OK);
+    CHECK(taken.started == taken.called);
     return check_summary();
 }
