@@ -179,7 +179,9 @@ impl schedule::Engine for Engine {
     /// # Errors
     /// `Internal` when the device fails.
     fn advance(&self, pass: &mut Pass, live: &[bool]) -> Result<bool> {
-        let Pass { readings, pass, .. } = pass;
+        let Pass { jobs, readings, pass, .. } = pass;
+        // Of a text that was given up, parts are left out.
+        jobs.iter_mut().zip(live).for_each(|(job, live)| job.cache &= live);
         self.pool.install(|| {
             pass.advance(&self.decoder, |i| live[i], &mut |layer, states, parts| {
                 let mut rest = readings.iter_mut().enumerate();
