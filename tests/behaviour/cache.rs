@@ -185,9 +185,9 @@ fn a_text_that_was_given_up_is_not_taken_for_known() {
     let off = opened(&files, |o| o.prefix_cache_bytes = 0);
     let mut random = Random(41);
     let mut given_up = 0;
-    for round in 0..40 {
-        let [busy, one, other] = [1000, 700, 30].map(|words| prose(&mut random, words));
-        let deadline = Duration::from_micros(4_000 + 1_500 * (round % 20));
+    for round in 0..24 {
+        let [busy, one, other] = [420, 420, 30].map(|words| prose(&mut random, words));
+        let deadline = Duration::from_micros(3_000 + 700 * round);
         let start = Barrier::new(3);
         std::thread::scope(|scope| {
             let (guard, start) = (&guard, &start);

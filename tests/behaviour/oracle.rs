@@ -194,10 +194,8 @@ pub struct Running {
 }
 
 impl Running {
-    pub const MOST: usize = 64;
-
-    pub fn of(files: &GuardFiles, special: usize) -> Self {
-        let cut = (1..=Self::MOST)
+    pub fn of(files: &GuardFiles, special: usize, most: usize) -> Self {
+        let cut = (1..=most)
             .map(|n| {
                 opened(files, |o| {
                     o.max_length = Some(special + n);
@@ -210,7 +208,7 @@ impl Running {
 
     /// The guard that reads the most.
     pub fn longest(&self) -> &Guard {
-        &self.cut[Self::MOST - 1]
+        &self.cut[self.cut.len() - 1]
     }
 
     pub fn special(&self) -> usize {
@@ -293,8 +291,8 @@ impl Retold<'_> {
         let lead = prompt.map_or(0, |prompt| prompt.len() + 1);
         let pushed = |raw: usize| raw.saturating_sub(lead);
         let mut all = tokens.spanned(&raw);
-        let cut = all.get(Running::MOST).map(|token| token.raw.start);
-        all.truncate(Running::MOST);
+        let cut = all.get(running.cut.len()).map(|token| token.raw.start);
+        all.truncate(running.cut.len());
         let special = running.special();
         let scored: Vec<_> = (0..all.len())
             .filter(|&i| all[i].raw.end > lead)
