@@ -141,7 +141,7 @@ fn check_rules(name: &str, files: &GuardFiles, (special, most): (usize, usize), 
         }
         *if retold.watch.crossing.is_some() { &mut crossed } else { &mut uncrossed } += 1;
     }
-    let few = rounds / 8;
+    let few = rounds / 20;
     assert!(crossed > few && uncrossed > few && between > few, "{crossed} {uncrossed} {between}");
 }
 
