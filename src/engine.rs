@@ -98,6 +98,8 @@ pub(crate) struct Pass {
     jobs: Vec<Job>,
     readings: Vec<Reading>,
     pass: backbone::Pass,
+    /// Tokens that run.
+    tokens: usize,
 }
 
 impl Engine {
@@ -135,10 +137,12 @@ impl schedule::Engine for Engine {
             );
             let mut segments = Vec::with_capacity(jobs.len());
             let mut readings = Vec::with_capacity(jobs.len());
+            let mut to_run = 0;
             for job in &mut jobs {
                 let tokens = job.tokens.clone();
                 let kept = job.prefix.take().or_else(|| self.find(&tokens));
                 let reused = kept.as_ref().map_or(0, |prefix| prefix.length);
+                to_run += tokens.len() - reused;
                 self.counters.tokens_reused.add(reused as u64);
                 job.cache &= reused < tokens.len() && self.cache.keeps(tokens.len());
                 let keep = job.keep || job.cache;
@@ -160,7 +164,7 @@ impl schedule::Engine for Engine {
                 segments.push(segment);
             }
             let pass = backbone::Pass::new(&self.decoder, segments)?;
-            Ok(Pass { jobs, readings, pass })
+            Ok(Pass { jobs, readings, pass, tokens: to_run })
         })
     }
 
@@ -170,7 +174,9 @@ impl schedule::Engine for Engine {
     /// # Errors
     /// `Internal` when the device fails.
     fn advance(&self, pass: &mut Pass, live: &[bool]) -> Result<bool> {
-        let Pass { readings, pass, .. } = pass;
+        let Pass { jobs, readings, pass, .. } = pass;
+        // Of a text that was given up, parts are left out.
+        jobs.iter_mut().zip(live).for_each(|(job, live)| job.cache &= live);
         self.pool.install(|| {
             pass.advance(&self.decoder, |i| live[i], &mut |layer, states, parts| {
                 let mut rest = readings.iter_mut().enumerate();
@@ -189,7 +195,8 @@ impl schedule::Engine for Engine {
     /// # Errors
     /// Of the whole: `Internal`, `OutOfMemory`. Of one job: `NonFinite`.
     fn finish(&self, pass: Pass) -> Result<Vec<Result<Ran>>> {
-        let Pass { jobs, mut readings, pass } = pass;
+        let Pass { jobs, mut readings, pass, tokens } = pass;
+        self.counters.tokens.add(tokens as u64);
         let mut scores: Vec<Result<Vec<f32>>> = jobs.iter().map(|_| Ok(vec![])).collect();
         self.pool.install(|| {
             let (mut features, mut rows) = (Vec::new(), Vec::new());

@@ -10,6 +10,10 @@ use crate::engine::{Prefix, common};
 const LEAST_COMMON: usize = 8;
 /// A text that would take a larger part of the cache is not kept.
 const LARGEST_PART: usize = 4;
+/// A text's last page takes all of its bytes, however few tokens it holds; of two kinds of pages
+/// this is the larger one.
+const PAGE_TOKENS: usize = crate::readout::PAGE_TOKENS;
+const _: () = assert!(PAGE_TOKENS.is_multiple_of(crate::kernels::PAGE_TOKENS));
 
 /// A bounded cache of prefixes; the one that was used longest ago goes first.
 ///
@@ -43,7 +47,7 @@ impl PrefixCache {
 
     /// Whether a text of `tokens` tokens would be kept.
     pub(crate) fn keeps(&self, tokens: usize) -> bool {
-        self.is_on() && tokens.saturating_mul(self.token_bytes) <= self.capacity / LARGEST_PART
+        self.is_on() && bytes(tokens, self.token_bytes) <= self.capacity / LARGEST_PART
     }
 
     /// The longest beginning of `tokens` that is known.
@@ -80,6 +84,11 @@ impl PrefixCache {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What an entry of `tokens` tokens takes; less where it shares pages.
+fn bytes(tokens: usize, token_bytes: usize) -> usize {
+    tokens.next_multiple_of(PAGE_TOKENS).saturating_mul(token_bytes)
 }
 
 impl State {
@@ -125,7 +134,7 @@ impl State {
             self.remove(&shorter, token_bytes);
         }
         self.clock += 1;
-        self.bytes += key.len() * token_bytes;
+        self.bytes += bytes(key.len(), token_bytes);
         self.order.insert(self.clock, key.clone());
         self.entries.insert(key, Entry { prefix, used: self.clock });
     }
@@ -140,7 +149,7 @@ impl State {
     fn remove(&mut self, key: &Arc<[u32]>, token_bytes: usize) {
         if let Some(entry) = self.entries.remove(key) {
             self.order.remove(&entry.used);
-            self.bytes -= key.len() * token_bytes;
+            self.bytes -= bytes(key.len(), token_bytes);
         }
     }
 }

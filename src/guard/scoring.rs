@@ -159,6 +159,8 @@ impl Core {
 
     /// One result an input; `ran` has one for each job, in their order.
     fn conclude(&self, plan: Plan, ran: Vec<Result<Ran>>) -> Vec<Result<Score>> {
+        // The prefix cache may have grown.
+        self.live.fit();
         let mut ran = ran.into_iter();
         plan.inputs
             .into_iter()

@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, Layout, Result, Tensor};
 
-pub(crate) use kv::{Charge, Kv, KvShape, Meter, zeros};
+pub(crate) use kv::{Charge, Kv, KvShape, Meter, PAGE_TOKENS, zeros};
 pub(crate) use linear::{Linear, LinearLoader, Precision};
 
 /// The heads of an attention block.

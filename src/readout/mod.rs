@@ -6,4 +6,4 @@ mod taps;
 
 pub(crate) use head::Head;
 pub(crate) use pool::{Reading, Selection};
-pub(crate) use taps::Taps;
+pub(crate) use taps::{PAGE_TOKENS, Taps};

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::kernels::{Charge, Meter, zeros};
 
 /// Tokens of a page.
-const PAGE_TOKENS: usize = 32;
+pub(crate) const PAGE_TOKENS: usize = 32;
 
 /// Pages of selected neurons that clones share.
 #[derive(Clone)]

@@ -140,7 +140,6 @@ impl<E: Engine> Open<E> {
                 if open.tokens > 0 {
                     counters.passes.add(1);
                     counters.pass_sequences.add(open.tickets.len() as u64);
-                    counters.tokens.add(open.tokens as u64);
                 }
                 let missing = || Err(Error::internal("a job without a result"));
                 let results = results.into_iter().chain(std::iter::repeat_with(missing));

@@ -59,7 +59,7 @@ struct Window {
 #[derive(Clone, Copy, Default)]
 struct Run {
     length: usize,
-    /// The end of the last token before them, in pushed bytes.
+    /// Where, in pushed bytes, the last token before them has ended and they have not begun.
     safe: usize,
 }
 
@@ -130,6 +130,7 @@ impl Track {
         ran: Vec<Option<Ran>>,
     ) -> Result<Scored> {
         let view = growing.view(&next);
+        let may_show = next.held_from.min(next.cut_from);
         let before = rules.around.0.len();
         let tokens = view.len();
         let first_run = wanted
@@ -169,6 +170,10 @@ impl Track {
             for (token, (place, score)) in (window.first..).zip(running) {
                 let score = score.max(floor);
                 if f64::from(score) >= rules.threshold {
+                    if run.length == 0 {
+                        // The two may share a character.
+                        run.safe = run.safe.min(place.start);
+                    }
                     run.length += 1;
                 } else {
                     run.length = 0;
@@ -176,7 +181,7 @@ impl Track {
                 }
                 if run.length == rules.hysteresis && self.crossing.is_none() {
                     self.crossing = Some(Crossing { token: before + token, byte: place.end });
-                    self.cleared = self.cleared.max(run.safe.min(next.held_from));
+                    self.cleared = self.cleared.max(run.safe.min(may_show));
                 }
                 if token >= first_run {
                     token_scores.push(f64::from(score));
@@ -193,7 +198,7 @@ impl Track {
             }
         }
         if self.crossing.is_none() {
-            self.cleared = self.cleared.max(run.safe.min(next.held_from));
+            self.cleared = self.cleared.max(run.safe.min(may_show));
         }
         let best = best.ok_or_else(|| Error::internal("a text without a window"))?;
         let count = self.folded + self.windows.len();

@@ -26,6 +26,8 @@ pub(crate) struct Growing {
     tail: String,
     /// As many tokens as will ever be asked for are settled, and there are more.
     full: bool,
+    /// As in [`Next`].
+    cut_from: usize,
 }
 
 /// What adding to a [`Growing`] makes of it: its tokens from its safe point on.
@@ -42,6 +44,9 @@ pub(crate) struct Next {
     /// marker of them, or they are white space before that or at the end. Once the limit's tokens
     /// are settled nothing is held back.
     pub(crate) held_from: usize,
+    /// Offset in the pushed bytes where the first token over the limit begins, where that may be
+    /// before the end of the last one within it: the two may share a character.
+    pub(crate) cut_from: usize,
 }
 
 /// A growing text's tokens, special ones aside, with starts and ends in the pushed bytes: 0 for
@@ -67,6 +72,7 @@ impl Growing {
             before_pushed: 0,
             tail,
             full: false,
+            cut_from: usize::MAX,
         }
     }
 
@@ -93,6 +99,7 @@ impl Growing {
                 full: true,
                 truncated: true,
                 held_from: len - self.lead,
+                cut_from: self.cut_from,
             });
         }
         let mut tail = [&self.tail, more].concat();
@@ -110,6 +117,7 @@ impl Growing {
         let text = if blank { " " } else { &cleaned.text[start..end] };
         let located = tokenizer.locate(text, room, control)?;
         let mut tokens = located.tokens;
+        let over = tokens.get(room).map(|token| pushed(cleaned.start(start + token.start)));
         tokens.truncate(room);
         for token in &mut tokens {
             (token.start, token.end) = if blank {
@@ -138,6 +146,7 @@ impl Growing {
             full,
             truncated: located.more,
             held_from,
+            cut_from: over.unwrap_or(usize::MAX),
         })
     }
 
@@ -149,6 +158,7 @@ impl Growing {
         self.tail = next.tail;
         self.len = next.len;
         self.full = next.full;
+        self.cut_from = next.cut_from;
     }
 
     /// The tokens once `next`, which was computed from this very state, is committed.

@@ -7,6 +7,8 @@ use siren::hub::HubOptions;
 use siren::{DeviceChoice, Guard, OpenOptions, Result};
 use tempfile::TempDir;
 
+use crate::rule;
+
 pub const CONFIG: &str = "siren_config.json";
 pub const HEAD: &str = "siren.safetensors";
 pub const BACKBONE_CONFIG: &str = "backbone/config.json";
@@ -22,6 +24,33 @@ impl GuardFiles {
     /// A copy of a parity fixture.
     pub fn fixture(name: &str) -> Self {
         Self::copy_of(&repository("tests/parity/fixtures").join(name))
+    }
+
+    /// A small guard behind the real Qwen3 tokenizer.
+    pub fn qwen3_real() -> Self {
+        let files = Self::fixture("qwen3-real");
+        let packed = std::fs::File::open(files.path("backbone/tokenizer.json.gz")).unwrap();
+        let mut unpacked = std::fs::File::create(files.path(TOKENIZER)).unwrap();
+        std::io::copy(&mut flate2::read::GzDecoder::new(packed), &mut unpacked).unwrap();
+        files.with_backbone_by_rule("qwen3-real")
+    }
+
+    /// A small guard behind the real Llama tokenizer, which is not ours to commit: `None` when
+    /// `SIREN_LLAMA_TOKENIZER` does not say where it lies.
+    pub fn llama_real() -> Option<Self> {
+        let tokenizer = std::env::var_os("SIREN_LLAMA_TOKENIZER").filter(|v| !v.is_empty())?;
+        let files = Self::fixture("llama32-real");
+        for file in [TOKENIZER, TOKENIZER_CONFIG] {
+            let source = Path::new(&tokenizer).join(Path::new(file).file_name().unwrap());
+            std::fs::copy(source, files.path(file)).unwrap();
+        }
+        Some(files.with_backbone_by_rule("llama32-real"))
+    }
+
+    fn with_backbone_by_rule(self, name: &str) -> Self {
+        let source = repository("tests/parity/fixtures").join(name).join("backbone");
+        rule::write_backbone(&source, &self.path("backbone"));
+        self
     }
 
     /// A copy of the guard in `source`, its backbone included.

@@ -4,30 +4,15 @@ use std::time::Duration;
 
 use siren::{Guard, Input, OpenOptions, Score, Status};
 
-use crate::guard_files::{GuardFiles, TOKENIZER, repository};
+use crate::guard_files::{GuardFiles, repository};
+use crate::oracle::score;
 use crate::own_process::{cost, measured, run as run_alone};
-use crate::rule;
 
 const MB: usize = 1_000_000;
 
 fn demo() -> OpenOptions {
     let files = repository("models/demo").display().to_string();
     OpenOptions { threads: Some(1), ..OpenOptions::new(files) }
-}
-
-/// A small guard behind the real Qwen3 tokenizer.
-fn qwen3_real() -> GuardFiles {
-    let files = GuardFiles::fixture("qwen3-real");
-    let packed = std::fs::File::open(files.path("backbone/tokenizer.json.gz")).unwrap();
-    let mut unpacked = std::fs::File::create(files.path(TOKENIZER)).unwrap();
-    std::io::copy(&mut flate2::read::GzDecoder::new(packed), &mut unpacked).unwrap();
-    let source = repository("tests/parity/fixtures/qwen3-real/backbone");
-    rule::write_backbone(&source, &files.path("backbone"));
-    files
-}
-
-fn score(guard: &Guard, text: &str) -> Score {
-    guard.score(Input::Text(text), None).unwrap()
 }
 
 /// Says what `body` took; it must stay within `seconds` and `mib`, which are generous.
@@ -167,7 +152,7 @@ fn awkward() -> Vec<(&'static str, String)> {
 #[test]
 fn awkward_texts_finish() {
     run_alone("limits::awkward_texts_finish", || {
-        let real = qwen3_real();
+        let real = GuardFiles::qwen3_real();
         let guards = [
             ("demo", Guard::open(demo()).unwrap()),
             ("real Qwen3", real.open().unwrap()),

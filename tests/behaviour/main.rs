@@ -1,11 +1,16 @@
-//! What a guard does with damaged files, huge inputs and plain texts, through the public Rust API.
+//! What a guard does with damaged files, huge inputs, plain texts, and streams of them, through the
+//! public Rust API.
 
+mod cache;
+mod calls;
 mod damage;
 mod differential;
 mod guard_files;
 mod limits;
+mod oracle;
 mod own_process;
 #[path = "../parity/rule.rs"]
 mod rule;
 mod streams;
 mod text;
+mod windows;
