@@ -55,13 +55,14 @@ impl Random {
 
 /// What a tokenizer may treat in its own way: scripts, marks, blanks, digits, tokens.
 #[rustfmt::skip]
-pub(super) const PIECES: [&str; 72] = [
+pub(super) const PIECES: [&str; 84] = [
     "a", "b", "the", "The", "words", "don", "'t", "'s", "'LL", "'re", "ſ", "K", "I'd", "naïve",
     "e\u{301}", "\u{301}", "\u{323}", "é", "ß", "ﬁ", "Ⅷ", "Ω", "λόγος", "Привет", "שלום", "مرحبا", "हिन्दी",
     "ไทย", "你好", "世界", "한국", "\u{1112}\u{1161}", "\u{11ab}", "カ", "\u{3099}", "ｶ",
     "0", "7", "42", "123456", "٣", "½", " ", " ", " ", "  ", "\t", "\n", "\n\n", "\r\n", "\u{a0}",
     "\u{3000}", "\u{2028}", "\u{200b}", "\u{200d}", ",", ".", "，", "。", "...", "!?", "-", "_", "(", "🙂",
     "👩\u{200d}💻", "\u{fe0f}", "<think>", "</think>", "<|endoftext|>", "<tool_call>", "<thi",
+    ";", ":", "f(x)", "x=1;", "a-b", "abc123", "9z", "\"q\"", "#a", "{b}", "50%", "1.5e3",
 ];
 
 pub(super) fn text(random: &mut Random) -> String {

@@ -325,28 +325,56 @@ fn splits_words(pre_tokenizer: &Value) -> bool {
     }
 }
 
-/// Whether this added token, standing in a text, could begin before a [boundary](boundaries) and end after.
+/// Whether this added token, standing in a text, could begin before a [boundary](boundaries) and end
+/// after.
 fn reaches_over_boundary(token: &str) -> bool {
-    let mut letter = false;
-    token.chars().any(|c| std::mem::replace(&mut letter, is_plain_letter(c)) && is_stop(c))
-}
-
-/// The places at or after `from` where a blank or a stop stands between two letters; the place is
-/// before the blank.
-fn boundaries(text: &str, from: usize) -> impl Iterator<Item = usize> {
-    let from = text.ceil_char_boundary(from);
-    let (mut letter, mut stop) = (false, None);
-    text[from..].char_indices().filter_map(move |(at, c)| {
-        let before = std::mem::replace(&mut letter, is_plain_letter(c));
-        let found = stop.take().filter(|_| letter);
-        stop = (before && is_stop(c)).then_some(from + at);
-        found
+    let mut before = None;
+    token.chars().any(|c| match (before.replace(c), kind(c)) {
+        (Some(before), found) => match (kind(before), found) {
+            (Some(_), None) => is_stop(c),
+            (Some(before), Some(found)) => before != found,
+            (None, _) => false,
+        },
+        (None, _) => false,
     })
 }
 
-/// A blank or a stop.
+/// The places at or after `from` where words end whatever stands around them: between a letter and
+/// a digit, and before a blank, line end or mark that stands alone between two letters or digits.
+fn boundaries(text: &str, from: usize) -> impl Iterator<Item = usize> {
+    let from = text.ceil_char_boundary(from);
+    let (mut last, mut stop) = (None, None);
+    text[from..].char_indices().filter_map(move |(at, c)| {
+        let found = kind(c);
+        let before = std::mem::replace(&mut last, found);
+        let after_stop = stop.take().filter(|_| found.is_some());
+        let between = before.zip(found).filter(|(before, found)| before != found);
+        stop = (before.is_some() && is_stop(c)).then_some(from + at);
+        after_stop.or(between.map(|_| from + at))
+    })
+}
+
+/// What a word consists of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Letter,
+    Digit,
+}
+
+fn kind(c: char) -> Option<Kind> {
+    match c {
+        '0'..='9' => Some(Kind::Digit),
+        c if is_plain_letter(c) => Some(Kind::Letter),
+        _ => None,
+    }
+}
+
+/// A blank, a line end, or a mark that is no part of a chat marker and begins no contraction.
 fn is_stop(c: char) -> bool {
-    matches!(c, ' ' | ',' | '.' | '，' | '。')
+    matches!(c,
+        ' ' | '\n' | ',' | '.' | '，' | '。' | ';' | ':' | '!' | '?' | '"' | '(' | ')' | '{' | '}'
+        | '-' | '+' | '=' | '*' | '#' | '&' | '%' | '$' | '@'
+    )
 }
 
 /// Letters to every version of Unicode, which NFC leaves as they are: of Latin, Cyrillic, Hebrew,
@@ -407,7 +435,12 @@ mod tests {
         assert_eq!(boundary("ab cd", 0), Some(2));
         assert_eq!(boundary("ab cd", 1), Some(2));
         assert_eq!(boundary("ab cd", 2), None);
-        assert_eq!(boundary("ab  cd. 1 x", 0), None);
+        assert_eq!(boundary("ab  cd. x", 0), None);
+        assert_eq!(boundary("ab  cd. 1 x", 0), Some(9));
+        assert_eq!(boundary("  ab12", 0), Some(4));
+        assert_eq!(boundary("  12ab", 0), Some(4));
+        assert_eq!(boundary("  12\nab", 0), Some(4));
+        assert_eq!(boundary("<|im_start|don't_[/INST", 0), None);
         assert_eq!(boundary("don't stop", 0), Some(5));
         assert_eq!(boundary("é a b", 1), Some(4));
         assert_eq!(boundary("你好，世界", 0), Some(6));
