@@ -175,7 +175,11 @@ impl schedule::Engine for Engine {
     /// # Errors
     /// `Internal` when the device fails.
     fn advance(&self, pass: &mut Pass, live: &[bool]) -> Result<bool> {
-        let Pass { readings, pass, .. } = pass;
+        let Pass { jobs, readings, pass } = pass;
+        for (job, live) in jobs.iter_mut().zip(live) {
+            // Of a text that is passed over, keys and neurons are missing.
+            job.cache &= live;
+        }
         self.pool.install(|| {
             pass.advance(&self.decoder, |i| live[i], &mut |layer, states, parts| {
                 let mut rest = readings.iter_mut().enumerate();
@@ -247,5 +251,40 @@ impl schedule::Engine for Engine {
                 Ok(Ran { scores, prefix: prefix.filter(|_| job.keep) })
             })
             .collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::guard::Guard;
+    use crate::kernels::Precision;
+    use crate::options::OpenOptions;
+    use crate::schedule::Engine as _;
+
+    fn run(engine: &Engine, jobs: Vec<Job>, live: &[bool]) -> Vec<f32> {
+        let mut pass = engine.begin(jobs).unwrap();
+        while !engine.advance(&mut pass, live).unwrap() {}
+        let ran = engine.finish(pass).unwrap();
+        ran.into_iter().map(|ran| *ran.unwrap().scores.last().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_was_passed_over_is_not_kept_for_others() {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/demo");
+        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
+        let options = OpenOptions::new(model);
+        let loaded = Guard::load(&options, &Device::Cpu, Precision::F32, &pool);
+        let (engine, ..) = loaded.unwrap();
+        // More tokens than a chunk has rows, so that the two texts share none.
+        let text = |first: u32| -> Arc<[u32]> { (first..first + 200).collect() };
+        let alone = Job { cache: false, ..Job::new(text(300)) };
+        let alone = run(&engine, vec![alone], &[true]);
+        let both = vec![Job::new(text(100)), Job::new(text(300))];
+        run(&engine, both, &[true, false]);
+        assert_eq!(engine.cache.entries(), 1);
+        assert_eq!(run(&engine, vec![Job::new(text(300))], &[true]), alone);
     }
 }

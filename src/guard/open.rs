@@ -75,7 +75,7 @@ impl Guard {
         )
     }
 
-    fn load(
+    pub(crate) fn load(
         options: &OpenOptions,
         device: &Device,
         precision: Precision,
