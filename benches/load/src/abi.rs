@@ -91,6 +91,17 @@ fn checked<T>(status: Code, value: T) -> Result<T, Code> {
     if status == 0 { Ok(value) } else { Err(status) }
 }
 
+/// What was freed and is still resident is the allocator's own affair.
+pub fn give_back_free_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            safe fn malloc_trim(pad: usize) -> i32;
+        }
+        malloc_trim(0);
+    }
+}
+
 pub fn status_name(status: Code) -> String {
     // SAFETY: a NUL-terminated constant.
     unsafe { CStr::from_ptr(siren_status_name(status)) }.to_string_lossy().into_owned()
