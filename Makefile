@@ -3,8 +3,9 @@
 CARGO ?= cargo
 LLAMA_TOKENIZER := $(CURDIR)/target/llama-tokenizer
 FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 600
 
-.PHONY: help demo build test lint unit abi-panics install-test asan fuzz full-tier \
+.PHONY: help demo build test lint unit abi-panics install-test asan fuzz soak full-tier \
         header vectors bench clean setup llama-tokenizer
 
 help:                 ## List the commands
@@ -49,6 +50,12 @@ asan:                 ## The C programs under AddressSanitizer
 
 fuzz:                 ## Fuzz every target, FUZZ_SECONDS in all
 	scripts/fuzz.sh $(FUZZ_SECONDS)
+
+# All packages together: their dependencies then have the features that `make build` gives them, and
+# are not built once more.
+soak:                 ## 64 callers and 256 streams with faults for SOAK_SECONDS
+	$(CARGO) build --release --workspace
+	nice "$${CARGO_TARGET_DIR:-target}/release/siren-load" models/demo --seconds $(SOAK_SECONDS)
 
 full-tier:            ## The slow checks: TSan, Miri, aarch64, CUDA compile, soak, long fuzz
 	scripts/full-tier.sh

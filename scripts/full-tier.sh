@@ -3,22 +3,22 @@
 #   scripts/full-tier.sh [--fuzz-seconds N] [--soak-seconds N] [STEP ...]
 #
 #   tsan     ThreadSanitizer, with an instrumented standard library: the library's unit tests, and
-#            eight threads that score while the guard is replaced under them
+#            the load program, for some seconds
 #   aarch64  unit and parity tests, cross-compiled and run by qemu-user
 #   miri     the modules that Miri can run: JSON, cleaning, token windows, configuration, queue
-#   soak     eight threads score for SOAK_SECONDS (180): memory flat, no CPU when idle
+#   soak     the load program: 64 callers and 256 streams for SOAK_SECONDS (600)
 #   cuda     --features cuda compiles and links, without a GPU
 #   fuzz     every fuzz target, FUZZ_SECONDS (1800) in all
 #
 # All steps by default. A step runs, or says SKIPPED and why; the table at the end has them all,
 # and the exit status is 1 when one failed. What a step lacks is installed where that can be done.
-# Each step builds in a directory of its own below the build directory.
+# Each step but soak builds in a directory of its own below the build directory.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 steps=()
 fuzz_seconds=1800
-soak_seconds=180
+soak_seconds=600
 while [ $# -gt 0 ]; do
     case $1 in
     --fuzz-seconds) fuzz_seconds=$2 && shift 2 ;;
@@ -31,7 +31,6 @@ done
 
 build=${CARGO_TARGET_DIR:-$PWD/target}/full-tier
 host=$(rustc -vV | sed -n 's/^host: //p')
-model=tests/parity/fixtures/qwen3-short
 logs=$build/logs
 mkdir -p "$logs"
 
@@ -50,9 +49,8 @@ tsan() {
     rustup component add rust-src || skip "rust-src cannot be had, and std must be instrumented too"
     export RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" CARGO_TARGET_DIR=$build/tsan
     export TSAN_OPTIONS="halt_on_error=1 ${TSAN_OPTIONS:-}"
-    cargo test -Zbuild-std --target "$host" --no-default-features --package libsiren --lib &&
-        cargo run -Zbuild-std --target "$host" --locked --manifest-path fuzz/Cargo.toml \
-            -p libsiren-stress --release -- $model 8 20
+    cargo test -Zbuild-std --target "$host" --no-default-features \
+        --package libsiren --package siren-load --lib --test small
 }
 
 aarch64() {
@@ -86,8 +84,7 @@ miri() {
 }
 
 soak() {
-    CARGO_TARGET_DIR=$build/soak cargo run --release --locked --manifest-path fuzz/Cargo.toml \
-        -p libsiren-stress -- $model 8 "$soak_seconds" --soak
+    make soak SOAK_SECONDS="$soak_seconds"
 }
 
 cuda() {

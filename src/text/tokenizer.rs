@@ -369,12 +369,11 @@ fn kind(c: char) -> Option<Kind> {
     }
 }
 
-/// A blank, a line end, or a mark that is no part of a chat marker and begins no contraction.
+/// A blank, a line end, and marks that are no part of a chat marker and begin no contraction.
+const STOPS: &str = " \n,.;:!?\"(){}-+=*#&%$@，。";
+
 fn is_stop(c: char) -> bool {
-    matches!(c,
-        ' ' | '\n' | ',' | '.' | '，' | '。' | ';' | ':' | '!' | '?' | '"' | '(' | ')' | '{' | '}'
-        | '-' | '+' | '=' | '*' | '#' | '&' | '%' | '$' | '@'
-    )
+    STOPS.contains(c)
 }
 
 /// Letters to every version of Unicode, which NFC leaves as they are: of Latin, Cyrillic, Hebrew,
