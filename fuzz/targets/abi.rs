@@ -1,21 +1,26 @@
 //! A script of calls into the C ABI, read from bytes: structs of odd sizes, at odd addresses, in
-//! memory that ends where `struct_size` says; handles that are live, freed, foreign or NULL; text
-//! that is no UTF-8. Every status is a known one and none tells of a bug, a dead handle never
-//! works, outputs are whole on success and untouched on failure.
+//! memory that ends where `struct_size` says; handles that are live, freed, of another kind,
+//! foreign or NULL; text that is no UTF-8; calls that are cancelled, too late, or complete later.
+//! Every status is a known one and none tells of a bug, a dead handle never works, outputs are
+//! whole on success and untouched on failure, and a completion comes once or not at all.
 #![no_main]
 
 use std::ffi::{CStr, c_char, c_void};
 use std::mem::{offset_of, size_of};
 use std::ptr::null_mut;
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
-use libsiren_fuzz::{fixture, is_score};
+use libsiren_fuzz::{Script, fixture, is_score};
 use siren::Status;
 use siren::ffi::*;
 
 /// Guards that a script may hold open at once.
 const MAX_GUARDS: usize = 3;
+/// Streams and cancel tokens, too.
+const MAX_HANDLES: usize = 8;
 /// The largest `struct_size` that the library reads up to (`ffi/structs.rs`).
 const MAX_STRUCT_SIZE: usize = 1 << 16;
 
@@ -36,53 +41,25 @@ static COMMON: LazyLock<u64> = LazyLock::new(|| {
     guard.addr() as u64
 });
 
-/// What is left of the script. Past its end everything is 0.
-struct Script<'a>(&'a [u8]);
-
-impl<'a> Script<'a> {
-    fn byte(&mut self) -> u8 {
-        let Some((&byte, rest)) = self.0.split_first() else { return 0 };
-        self.0 = rest;
-        byte
-    }
-
-    fn number(&mut self) -> u64 {
-        u64::from_le_bytes(std::array::from_fn(|_| self.byte()))
-    }
-
-    fn bytes(&mut self) -> &'a [u8] {
-        let wanted = match self.byte() {
-            255 => self.0.len(),
-            n => n.into(),
-        };
-        let (bytes, rest) = self.0.split_at(wanted.min(self.0.len()));
-        self.0 = rest;
-        bytes
-    }
-
-    /// A text of a call: absent, from the script, or with a length that no buffer has but that the
-    /// library must refuse before it reads.
-    fn text(&mut self, holder: &mut Vec<Box<[u8]>>) -> siren_text {
-        match self.byte() {
-            0..=63 => siren_text { data: std::ptr::null(), length: 0 },
-            64..=71 => siren_text { data: std::ptr::null(), length: self.number() as usize },
-            72..=79 => {
-                let text = self.own(&[b'x'], holder);
-                siren_text { length: usize::MAX >> (self.byte() & 31), ..text }
-            }
-            80..=87 => self.own(&[], holder),
-            _ => {
-                let bytes = self.bytes();
-                self.own(bytes, holder)
-            }
+/// A text of a call: absent, from the script, or with a length that no buffer has but that the
+/// library must refuse before it reads.
+fn text(script: &mut Script<'_>, holder: &mut Vec<Box<[u8]>>) -> siren_text {
+    match script.byte() {
+        0..=63 => siren_text { data: std::ptr::null(), length: 0 },
+        64..=71 => siren_text { data: std::ptr::null(), length: script.number() as usize },
+        72..=79 => {
+            let text = own(b"x", holder);
+            siren_text { length: usize::MAX >> (script.byte() & 31), ..text }
         }
+        80..=87 => own(&[], holder),
+        _ => own(script.bytes(), holder),
     }
+}
 
-    /// A text in memory of exactly its size.
-    fn own(&self, bytes: &[u8], holder: &mut Vec<Box<[u8]>>) -> siren_text {
-        holder.push(bytes.into());
-        text_of(&holder[holder.len() - 1])
-    }
+/// A text in memory of exactly its size.
+fn own(bytes: &[u8], holder: &mut Vec<Box<[u8]>>) -> siren_text {
+    holder.push(bytes.into());
+    text_of(&holder[holder.len() - 1])
 }
 
 fn text_of(bytes: &[u8]) -> siren_text {
@@ -153,272 +130,38 @@ impl Memory {
     }
 }
 
-/// A guard's handle, and whether calls on it may succeed.
-struct Handle {
-    guard: *mut siren_guard,
-    is_live: bool,
-}
-
-/// The guards that a script has opened and freed.
+/// The handles of one kind that a script has made.
 #[derive(Default)]
-struct Guards {
+struct Handles {
     live: Vec<u64>,
     freed: Vec<u64>,
+    /// A callback frees them, now or later.
+    doubtful: Vec<u64>,
 }
 
-impl Guards {
-    fn pick(&self, script: &mut Script<'_>) -> Handle {
-        let one_of = |handles: &[u64], n: u8| {
-            handles.get(usize::from(n) % handles.len().max(1)).copied().unwrap_or(*COMMON)
-        };
-        let value = match script.byte() {
-            0..=127 => *COMMON,
-            128..=191 => one_of(&self.live, script.byte()),
-            192..=223 => one_of(&self.freed, script.byte()),
-            224..=247 => one_of(&self.live, script.byte()) ^ (1 << (script.byte() & 63)),
-            248 => 0,
-            _ => script.number(),
-        };
-        let is_live = value == *COMMON || self.live.contains(&value);
-        Handle { guard: std::ptr::without_provenance_mut(value as usize), is_live }
+impl Handles {
+    fn add(&mut self, handle: u64) {
+        let is_known = |known: &Vec<u64>| known.contains(&handle);
+        assert!(handle != 0 && ![&self.live, &self.freed, &self.doubtful].into_iter().any(is_known));
+        self.live.push(handle);
     }
-}
 
-/// Checks what every call promises about its status and its error struct.
-fn check(status: i32, error: &Memory, was_given: bool) {
-    // SAFETY: a static C string.
-    let name = unsafe { CStr::from_ptr(siren_status_name(status)) };
-    assert_ne!(name, c"unknown", "status {status}");
-    for bug in [Status::Internal, Status::Poisoned, Status::NonFinite] {
-        assert_ne!(status, bug as i32);
-    }
-    if status == 0 || !was_given || error.stride < size_of::<siren_error>() {
-        return;
-    }
-    assert_eq!(error.status(0), status);
-    let at = offset_of!(siren_error, message);
-    let message: [u8; SIREN_ERROR_MESSAGE] = error.field(0, at);
-    let message = CStr::from_bytes_until_nul(&message).expect("a NUL");
-    let length = u64::from_le_bytes(error.field(0, offset_of!(siren_error, message_length)));
-    let shown = message.to_str().expect("UTF-8").len() as u64;
-    assert!(shown == length || (shown < length && length >= SIREN_ERROR_MESSAGE as u64));
-}
-
-const SIREN_ERROR_MESSAGE: usize = size_of::<siren_error>() - offset_of!(siren_error, message);
-
-fn check_result(results: &Memory, index: usize) {
-    let score = f64::from_le_bytes(results.field(index, offset_of!(siren_result, score)));
-    let threshold = f64::from_le_bytes(results.field(index, offset_of!(siren_result, threshold)));
-    let flag = |offset| u32::from_le_bytes(results.field(index, offset));
-    assert!(is_score(score) && (0.0..=1.0).contains(&threshold));
-    assert_eq!(flag(offset_of!(siren_result, is_harmful)), u32::from(score >= threshold));
-    assert!(flag(offset_of!(siren_result, truncated)) <= 1);
-}
-
-fn open(script: &mut Script<'_>, guards: &mut Guards, errors: &mut Memory) {
-    if guards.live.len() == MAX_GUARDS {
-        return;
-    }
-    let mut holder = Vec::new();
-    let mut options = zeroed::<siren_open_options>();
-    options.model = match script.byte() {
-        0..=191 => script.own(MODEL.as_bytes(), &mut holder),
-        192..=199 => script.own(b"/nowhere/at/all", &mut holder),
-        _ => script.text(&mut holder),
-    };
-    if options.model.data.is_null() {
-        // All defaults: the demo guard. It is large, and has tests of its own.
-        options.model = script.own(b"absent", &mut holder);
-    }
-    if script.byte() > 127 {
-        options.backbone = script.text(&mut holder);
-        options.device = match script.byte() {
-            0..=127 => script.own(b"cpu", &mut holder),
-            _ => script.text(&mut holder),
-        };
-        options.dtype = match script.byte() {
-            0..=63 => script.own(b"bf16", &mut holder),
-            64..=127 => script.own(b"f32", &mut holder),
-            _ => script.text(&mut holder),
-        };
-        options.cache_dir = script.text(&mut holder);
-        options.hub_endpoint = script.text(&mut holder);
-        options.hub_token = script.text(&mut holder);
-        options.data_dir = script.text(&mut holder);
-        options.max_length = u64::from(script.byte());
-        options.max_text_bytes = u64::from(script.byte()) << (script.byte() & 15);
-        options.max_batch = u64::from(script.byte() & 7);
-        options.max_queue = u64::from(script.byte() & 7);
-        options.offline = u32::from(script.byte() & 3);
-        options.read_weights = u32::from(script.byte() & 3);
-    }
-    // More threads would only be slow; a number that is refused is tried too.
-    options.threads = match script.byte() {
-        0..=247 => 1,
-        _ => u32::MAX - u32::from(script.byte()),
-    };
-    let mut memory = Memory::new(script, &[options]);
-    let options: *mut siren_open_options = memory.pointer(script);
-    let error = errors.pointer(script);
-    let untouched: *mut siren_guard = std::ptr::without_provenance_mut(17);
-    let mut guard = untouched;
-    let out = if script.byte() == 255 { null_mut() } else { &raw mut guard };
-    if options.is_null() {
-        return;
-    }
-    // SAFETY: every pointer is NULL or to memory of the size that is written there.
-    let status = unsafe { siren_open(options, out, error) };
-    check(status, errors, !error.is_null());
-    if status == 0 {
-        assert!(!guard.is_null());
-        let value = guard.addr() as u64;
-        assert!(!guards.freed.contains(&value) && !guards.live.contains(&value));
-        guards.live.push(value);
-    } else {
-        assert_eq!(guard, untouched);
-    }
-}
-
-fn input(script: &mut Script<'_>, holder: &mut Vec<Box<[u8]>>) -> siren_input {
-    let mut input = zeroed::<siren_input>();
-    match script.byte() {
-        0..=127 => {
-            let bytes = script.bytes();
-            input.text = script.own(bytes, holder);
-        }
-        choice => {
-            input.text = script.text(holder);
-            input.prompt = script.text(holder);
-            input.response = script.text(holder);
-            input.reserved = u32::from(choice == 255);
-        }
-    }
-    input
-}
-
-fn score_options(script: &mut Script<'_>) -> Option<Memory> {
-    let choice = script.byte();
-    if choice < 128 {
-        return None;
-    }
-    let mut options = zeroed::<siren_score_options>();
-    options.has_threshold = u32::from(choice & 3);
-    options.threshold = match script.byte() {
-        n @ 0..=200 => f64::from(n) / 200.0,
-        _ => f64::from_bits(script.number()),
-    };
-    Some(Memory::new(script, &[options]))
-}
-
-fn score(script: &mut Script<'_>, guards: &Guards, errors: &mut Memory) {
-    let mut holder = Vec::new();
-    let handle = guards.pick(script);
-    let input = input(script, &mut holder);
-    let mut inputs = Memory::new(script, &[input]);
-    let mut options = score_options(script);
-    let mut results = Memory::new(script, &[zeroed::<siren_result>()]);
-    let before = results.bytes.clone();
-    let options = options.as_mut().map_or(null_mut(), |memory| memory.at(0));
-    let (input, result) = (inputs.pointer(script), results.pointer(script));
-    let error = errors.pointer(script);
-    // SAFETY: every pointer is NULL or to memory of the size that is written there.
-    let status = unsafe { siren_score(handle.guard, input, options, result, error) };
-    check(status, errors, !error.is_null());
-    if status == 0 {
-        assert!(handle.is_live);
-        check_result(&results, 0);
-    } else {
-        assert_eq!(results.bytes, before);
-    }
-}
-
-fn score_batch(script: &mut Script<'_>, guards: &Guards, errors: &mut Memory) {
-    let mut holder = Vec::new();
-    let handle = guards.pick(script);
-    let count = usize::from(script.byte() % 6);
-    let inputs: Vec<_> = (0..count).map(|_| input(script, &mut holder)).collect();
-    let mut inputs = Memory::new(script, &inputs);
-    let mut options = score_options(script);
-    let mut results = Memory::new(script, &vec![zeroed::<siren_result>(); count]);
-    let mut text_errors = Memory::new(script, &vec![zeroed::<siren_error>(); count]);
-    let before = (results.bytes.clone(), text_errors.bytes.clone());
-    let options = options.as_mut().map_or(null_mut(), |memory| memory.at(0));
-    let (input, result) = (inputs.pointer(script), results.pointer(script));
-    let text_error = text_errors.pointer(script);
-    let error = errors.pointer(script);
-    // SAFETY: every pointer is NULL or to `count` structs of the size that is written there.
-    let status = unsafe {
-        siren_score_batch(handle.guard, input, count, options, result, text_error, error)
-    };
-    check(status, errors, !error.is_null());
-    if status != 0 {
-        assert_eq!((results.bytes, text_errors.bytes), before);
-        return;
-    }
-    assert!(handle.is_live);
-    for i in 0..count {
-        let status = results.status(i);
-        if status == 0 {
-            check_result(&results, i);
-            continue;
-        }
-        assert_ne!(status, Status::Internal as i32);
-        let is_harmful = results.field(i, offset_of!(siren_result, is_harmful));
-        assert_eq!(u32::from_le_bytes(is_harmful), 1, "a failure passes as safe");
-        if !text_error.is_null() {
-            assert_eq!(text_errors.status(i), status);
-        }
-    }
-}
-
-fn info(script: &mut Script<'_>, guards: &Guards, errors: &mut Memory) {
-    let handle = guards.pick(script);
-    let mut memory = Memory::new(script, &[zeroed::<siren_guard_info>()]);
-    let before = memory.bytes.clone();
-    let (info, error) = (memory.pointer(script), errors.pointer(script));
-    // SAFETY: every pointer is NULL or to memory of the size that is written there.
-    let status = unsafe { siren_info(handle.guard, info, error) };
-    check(status, errors, !error.is_null());
-    assert!(if status == 0 { handle.is_live } else { memory.bytes == before });
-}
-
-fn info_json(script: &mut Script<'_>, guards: &Guards, errors: &mut Memory) {
-    let handle = guards.pick(script);
-    let mut buffer = vec![0xA5u8; usize::from(script.byte()) * 16].into_boxed_slice();
-    let capacity = buffer.len();
-    let mut length = usize::MAX;
-    let buffer_at: *mut c_char =
-        if script.byte() > 127 { null_mut() } else { buffer.as_mut_ptr().cast() };
-    let length_at = if script.byte() == 255 { null_mut() } else { &raw mut length };
-    let error = errors.pointer(script);
-    // SAFETY: every pointer is NULL or to memory of the size that is passed along.
-    let status = unsafe { siren_info_json(handle.guard, buffer_at, capacity, length_at, error) };
-    check(status, errors, !error.is_null());
-    if status != 0 {
-        assert!(buffer.iter().all(|&byte| byte == 0xA5));
-        return;
-    }
-    assert!(handle.is_live);
-    if !buffer_at.is_null() {
-        let json = CStr::from_bytes_until_nul(&buffer).expect("a NUL");
-        assert_eq!(json.to_str().expect("UTF-8").len(), length);
-    }
-}
-
-fn free(script: &mut Script<'_>, guards: &mut Guards, errors: &Memory) {
-    let handle = guards.pick(script);
-    let value = handle.guard.addr() as u64;
-    if value == *COMMON {
+    /// What came of freeing `handle`.
+    fn free(script: &mut Script<'_>, objects: &mut Objects, errors: &Memory, kind: Kind) {
+    let handle = objects.pick(script, kind);
+    if handle.value == *COMMON {
         return;
     }
     // SAFETY: any value may be freed.
-    let status = unsafe { siren_free(handle.guard) };
+    let status = unsafe {
+        match kind {
+            Kind::Guard => siren_free(handle.pointer()),
+            Kind::Stream => siren_stream_free(handle.pointer()),
+            Kind::Token => siren_cancel_token_free(handle.pointer()),
+        }
+    };
     check(status, errors, false);
-    assert_eq!(status == 0, handle.is_live || value == 0, "status {status}");
-    if handle.is_live {
-        guards.live.retain(|&live| live != value);
-        guards.freed.push(value);
-    }
+    objects.of(kind).free(handle.value, status);
 }
 
 fn initialise(script: &mut Script<'_>, errors: &Memory) {
@@ -427,12 +170,16 @@ fn initialise(script: &mut Script<'_>, errors: &Memory) {
     memory.bytes[memory.start + 4..].fill(0xA5);
     // SAFETY: NULL, or `size` bytes (four, where a larger size must be refused).
     let status = unsafe {
-        match script.byte() % 6 {
+        match script.byte() % 10 {
             0 => siren_error_init(memory.pointer(script), size),
             1 => siren_input_init(memory.pointer(script), size),
             2 => siren_result_init(memory.pointer(script), size),
             3 => siren_score_options_init(memory.pointer(script), size),
             4 => siren_open_options_init(memory.pointer(script), size),
+            6 => siren_stats_init(memory.pointer(script), size),
+            7 => siren_stream_options_init(memory.pointer(script), size),
+            8 => siren_push_options_init(memory.pointer(script), size),
+            9 => siren_push_result_init(memory.pointer(script), size),
             _ => siren_info_init(memory.pointer(script), size),
         }
     };
@@ -448,48 +195,106 @@ unsafe extern "C" fn take_line(_: *mut c_void, level: i32, line: *const c_char, 
     assert!(std::str::from_utf8(line).is_ok());
 }
 
+fn log(script: &mut Script<'_>, errors: &mut Memory) {
+    let callback: siren_log_callback = if script.byte() > 127 { Some(take_line) } else { None };
+    let level = i32::from(script.byte() % 8) - 1;
+    let error = errors.pointer(script);
+    // SAFETY: the callback may be called from any thread.
+    let status = unsafe { siren_log_set(callback, null_mut(), level, error) };
+    check(status, errors, !error.is_null());
+    let takes_error = error.is_null() || errors.stride >= size_of::<siren_error>();
+    assert_eq!(status == 0, (0..=5).contains(&level) && takes_error);
+}
+
+/// A call on one handle that has nothing but an error.
+fn plain(
+    script: &mut Script<'_>,
+    objects: &mut Objects,
+    errors: &mut Memory,
+    kind: Kind,
+    call: impl FnOnce(&Handle, *mut siren_error) -> i32,
+) {
+    let handle = objects.pick(script, kind);
+    let error = errors.pointer(script);
+    let status = call(&handle, error);
+    check(status, errors, !error.is_null());
+    assert!(status != 0 || handle.may_work);
+}
+
+fn step(script: &mut Script<'_>, objects: &mut Objects) {
+    let errors = &mut Memory::new(script, &[zeroed::<siren_error>()]);
+    // SAFETY (of all calls below): the error is NULL or to memory of the size that is written
+    // there, and so are a buffer and its length.
+    match script.byte() % 32 {
+        0 => open(script, objects, errors),
+        1..=5 => score(script, objects, errors),
+        6..=8 => score_batch(script, objects, errors),
+        9 => info(script, objects, errors),
+        10 => buffered(script, objects, errors, |guard, buffer, capacity, length, error| unsafe {
+            siren_info_json(guard, buffer, capacity, length, error)
+        }),
+        11 | 12 => free(script, objects, errors, Kind::Guard),
+        13 => initialise(script, errors),
+        14 => plain(script, objects, errors, Kind::Guard, |guard, error| unsafe {
+            siren_warmup(guard.pointer(), error)
+        }),
+        15 => log(script, errors),
+        16 => stream_new(script, objects, errors),
+        17..=19 => push(script, objects, errors, false),
+        20 => push(script, objects, errors, true),
+        21 => push_async(script, objects, errors),
+        22 => plain(script, objects, errors, Kind::Stream, |stream, error| unsafe {
+            siren_stream_reset(stream.pointer(), error)
+        }),
+        23 => stream_fork(script, objects, errors),
+        24 => free(script, objects, errors, Kind::Stream),
+        25 => token_new(script, objects, errors),
+        26 => plain(script, objects, errors, Kind::Token, |token, error| unsafe {
+            siren_cancel(token.pointer(), error)
+        }),
+        27 => free(script, objects, errors, Kind::Token),
+        28 => score_async(script, objects, errors, false),
+        29 => score_async(script, objects, errors, true),
+        30 if script.byte() > 127 => {
+            buffered(script, objects, errors, |guard, buffer, capacity, length, error| unsafe {
+                siren_stats_prometheus(guard, buffer, capacity, length, error)
+            });
+        }
+        30 => stats(script, objects, errors),
+        _ => audit(script, objects, errors),
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
     LazyLock::force(&COMMON);
-    let mut script = Script(data);
-    let mut guards = Guards::default();
-    while !script.0.is_empty() {
-        let mut errors = Memory::new(&mut script, &[zeroed::<siren_error>()]);
-        match script.byte() % 16 {
-            0 => open(&mut script, &mut guards, &mut errors),
-            1..=5 => score(&mut script, &guards, &mut errors),
-            6..=8 => score_batch(&mut script, &guards, &mut errors),
-            9 => info(&mut script, &guards, &mut errors),
-            10 => info_json(&mut script, &guards, &mut errors),
-            11 | 12 => free(&mut script, &mut guards, &errors),
-            13 => initialise(&mut script, &errors),
-            14 => {
-                let handle = guards.pick(&mut script);
-                let error = errors.pointer(&mut script);
-                // SAFETY: the error is NULL or to memory of the size that is written there.
-                let status = unsafe { siren_warmup(handle.guard, error) };
-                check(status, &errors, !error.is_null());
-                assert!(status != 0 || handle.is_live);
-            }
-            _ => {
-                let callback: siren_log_callback =
-                    if script.byte() > 127 { Some(take_line) } else { None };
-                let level = i32::from(script.byte() % 8) - 1;
-                let error = errors.pointer(&mut script);
-                // SAFETY: the callback may be called from any thread.
-                let status = unsafe { siren_log_set(callback, null_mut(), level, error) };
-                check(status, &errors, !error.is_null());
-                assert_eq!(
-                    status == 0,
-                    (0..=5).contains(&level) && {
-                        error.is_null() || errors.stride >= size_of::<siren_error>()
-                    }
-                );
-            }
+    let mut script = Script::new(data);
+    let mut objects = Objects::default();
+    while !script.is_over() {
+        step(&mut script, &mut objects);
+    }
+    let give_up = Instant::now() + Duration::from_secs(20);
+    for pending in &objects.pending {
+        let expected = pending.expected.load(Ordering::Relaxed);
+        while pending.completions.load(Ordering::Acquire) < expected {
+            assert!(Instant::now() < give_up, "a completion is lost");
+            std::thread::sleep(Duration::from_micros(20));
         }
     }
-    for guard in guards.live {
-        // SAFETY: any value may be freed.
-        let status = unsafe { siren_free(std::ptr::without_provenance_mut(guard as usize)) };
-        assert_eq!(status, 0);
+    let Objects { guards, streams, tokens, pending } = objects;
+    // SAFETY (of these): any value may be freed.
+    let free = |handles: &Handles, free: &dyn Fn(u64) -> i32| {
+        handles.live.iter().for_each(|&handle| assert_eq!(free(handle), 0));
+        // Those whose callback never came are still there.
+        handles.doubtful.iter().for_each(|&handle| check_status(free(handle)));
+    };
+    let pointer = |handle: u64| handle as usize;
+    free(&streams, &|h| unsafe { siren_stream_free(std::ptr::without_provenance_mut(pointer(h))) });
+    free(&guards, &|h| unsafe { siren_free(std::ptr::without_provenance_mut(pointer(h))) });
+    free(&tokens, &|h| unsafe {
+        siren_cancel_token_free(std::ptr::without_provenance_mut(pointer(h)))
+    });
+    for pending in pending {
+        let completions = pending.completions.load(Ordering::Relaxed);
+        assert_eq!(completions, pending.expected.load(Ordering::Relaxed));
     }
 });
