@@ -3,8 +3,8 @@
 //! are those of a plain rendering of their rules.
 #![no_main]
 
-use std::sync::mpsc;
 use std::sync::LazyLock;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
@@ -171,8 +171,7 @@ impl Model {
     fn check_tokens(&mut self, family: &Family, push: &Push) {
         let context = format!("{:?} {:?}", self.options, self.text());
         let special = family.tokenizer.special_count();
-        let limit =
-            if self.options.windows.is_some() { usize::MAX } else { MAX_LENGTH - special };
+        let limit = if self.options.windows.is_some() { usize::MAX } else { MAX_LENGTH - special };
         let grown = Growing::new(Some(self.prompt()))
             .push(&family.tokenizer, self.text(), limit)
             .expect("tokens");
