@@ -130,12 +130,11 @@ def stream():
     reset, fork, drop, again, together = (bytes([kind, 0]) for kind in (1, 2, 4, 5, 6))
     for number, (name, pieces) in enumerate(CHUNKED.items()):
         pushes = b"".join(push(piece) for piece in pieces)
-        for family in range(3):
-            options = [{}, {"prompt": "What is it?", "threshold": "How do"},
-                       {"windows": (5, 2), "threshold": "one, two", "hysteresis": 2}][(number + family) % 3]
-            seed("stream", f"{name}-{family}", bytes([family]), new_stream(**options), pushes, again, push("", kind=FINISH))
+        options = [{}, {"prompt": "What is it?", "threshold": "How do"},
+                   {"windows": (5, 2), "threshold": "one, two", "hysteresis": 2}][(number + number // 3) % 3]
+        seed("stream", name, bytes([number % 3]), new_stream(**options), pushes, again, push("", kind=FINISH))
     words = [push(piece) for piece in CHUNKED["words"]]
-    for family in range(3):
+    for family in range(2):
         begin = bytes([family]) + new_stream(prompt="the dog, and", threshold="and so on")
         seed("stream", f"forks-{family}", begin, words[0], words[1], fork, push(" cats. Not", 0), push(" dogs, all", 1),
              fork, push(" and so on", 2), push(" of it", 0), push(" of them", 1))
@@ -160,8 +159,8 @@ def tokenizer():
             root = root[key]
         return steps + b"\0"
 
-    def repeated(unit, times=63):
-        return chunk(unit) + bytes([times])
+    def repeated(unit, power):
+        return chunk(unit) + bytes([power])
 
     names = ["qwen3-short", "llama-short"]
     for base, name in enumerate(names):
@@ -184,10 +183,10 @@ def tokenizer():
         seed("tokenizer", f"no-pre-tokenizer-{base}", edits(bytes([0]) + way(good, "pre_tokenizer")), repeated("a b", 12))
         seed("tokenizer", f"added-token-{base}",
              edits(bytes([rename]) + way(good, "added_tokens", 0, "content") + chunk("a ")), repeated("a a", 12))
-        # A million equal characters of each class that the expressions know.
+        # Many equal characters of each class that the expressions know.
         for kind, unit in {"letter": "a", "digit": "7", "blank": " ", "newline": "\n", "stop": ".",
                            "ideograph": "\u597d", "wide-blank": "\u3000", "mark": "\u0301"}.items():
-            seed("tokenizer", f"million-{kind}-{base}", edits(), repeated(unit))
+            seed("tokenizer", f"equal-{kind}-{base}", edits(), repeated(unit, 15))
     seed("tokenizer", "bytes", b"\2\xff", b'{"version":"1.0","model":{"type":"BPE","vocab":{"a":0,"b":1},"merges":[]}}')
 
 

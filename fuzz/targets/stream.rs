@@ -54,8 +54,11 @@ impl Family {
     }
 }
 
-static FAMILIES: LazyLock<[Family; 3]> =
-    LazyLock::new(|| ["qwen3-short", "llama-short", "qwen3-mlp-inner"].map(Family::new));
+static FAMILIES: [LazyLock<Family>; 3] = [
+    LazyLock::new(|| Family::new("qwen3-short")),
+    LazyLock::new(|| Family::new("llama-short")),
+    LazyLock::new(|| Family::new("qwen3-mlp-inner")),
+];
 
 /// What is known of a stream without asking it.
 #[derive(Clone)]
@@ -263,7 +266,7 @@ fn step(script: &mut Script<'_>, kind: u8) -> Step {
 
 fuzz_target!(|data: &[u8]| {
     let mut script = Script::new(data);
-    let family = &FAMILIES[usize::from(script.byte()) % FAMILIES.len()];
+    let family = &*FAMILIES[usize::from(script.byte()) % FAMILIES.len()];
     let mut streams: Vec<(Stream, Model)> = vec![];
     for _ in 0..MAX_STEPS {
         if script.is_over() {
