@@ -17,11 +17,12 @@ use siren::{
 
 /// Streams that a script may hold open at once.
 const MAX_STREAMS: usize = 4;
-/// Steps of a script: every push scores a whole text besides.
-const MAX_STEPS: usize = 40;
+/// Steps of a script, and bytes of a stream: every push scores a whole text besides.
+const MAX_STEPS: usize = 32;
+const MAX_STREAM_BYTES: usize = 200;
 /// Tokens that the guards read, and bytes of a text that the one with the streams takes.
-const MAX_LENGTH: usize = 40;
-const MAX_TEXT_BYTES: usize = 600;
+const MAX_LENGTH: usize = 24;
+const MAX_TEXT_BYTES: usize = 160;
 const DEFAULT_THRESHOLD: f64 = 0.5;
 
 struct Family {
@@ -44,8 +45,8 @@ impl Family {
         Self {
             cramped: open(OpenOptions {
                 max_text_bytes: MAX_TEXT_BYTES,
-                kv_bytes: 64 << 10,
-                prefix_cache_bytes: 64 << 10,
+                kv_bytes: 48 << 10,
+                prefix_cache_bytes: 48 << 10,
                 ..options()
             }),
             plain: open(OpenOptions { prefix_cache_bytes: 0, kv_bytes: 0, ..options() }),
@@ -245,7 +246,8 @@ fn stream_options(script: &mut Script<'_>, family: &Family) -> StreamOptions {
     StreamOptions { prompt, threshold: Some(threshold), hysteresis, windows }
 }
 
-fn step(script: &mut Script<'_>, kind: u8) -> Step {
+/// A push to a stream that has `bytes` bytes.
+fn step(script: &mut Script<'_>, kind: u8, bytes: usize) -> Step {
     let control = match kind {
         12 => {
             let token = CancelToken::new();
@@ -260,7 +262,7 @@ fn step(script: &mut Script<'_>, kind: u8) -> Step {
         _ => Control::default(),
     };
     let last = kind == 11;
-    let chunk = if last { vec![] } else { script.chunk().to_vec() };
+    let chunk = if last || bytes > MAX_STREAM_BYTES { vec![] } else { script.chunk().to_vec() };
     Step { chunk, control, last }
 }
 
@@ -313,7 +315,7 @@ fuzz_target!(|data: &[u8]| {
                 let (sender, outcomes) = mpsc::channel();
                 let mut steps: Vec<Option<Step>> = vec![];
                 for (index, (stream, model)) in streams.iter().enumerate() {
-                    let step = step(&mut script, kind);
+                    let step = step(&mut script, kind, model.bytes.len());
                     let options = Model::push_options(&step.control);
                     let sender = sender.clone();
                     let pushed = stream.push_async(step.chunk.clone(), options, move |outcome| {
@@ -330,7 +332,7 @@ fuzz_target!(|data: &[u8]| {
                 }
             }
             _ => {
-                let step = step(&mut script, kind);
+                let step = step(&mut script, kind, model.bytes.len());
                 let options = Model::push_options(&step.control);
                 let outcome = match step.last {
                     true => stream.finish(options),
