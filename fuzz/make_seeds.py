@@ -172,6 +172,9 @@ def tokenizer():
             seed("tokenizer", f"pattern-{number}-{base}", damage, repeated("a", 12))
         seed("tokenizer", f"merge-longer-than-any-token-{base}",
              edits(bytes([insert]) + way(good, "model", "merges") + b"\x0a"), repeated("a", 12))
+        # The crate cuts the prefix off the second part of every merge.
+        seed("tokenizer", f"prefix-longer-than-any-token-{base}",
+             edits(bytes([rename]) + way(good, "model", "continuing_subword_prefix") + chunk("#" * 90)), repeated("a", 12))
         for number, model in enumerate(["word-piece", "unigram", "word-level"]):
             seed("tokenizer", f"{model}-{base}", edits(bytes([put]) + way(good, "model") + bytes([number])), repeated("a", 12))
         for number, part in {3: "metaspace", 5: "split", 6: "digits"}.items():
@@ -258,6 +261,8 @@ def calls():
     seed("abi", "guard-freed-by-its-callback", OPEN, new(live), later(7, live), score(b"a", live), push("b"))
     seed("abi", "score-later", call(28, GUARD, TEXT(b"one"), EXACT, b"\0\0", b"\0" + GUARD, b"\0\0"),
          call(29, GUARD, b"\3", TEXT(b"one"), TEXT(b"\xff"), TEXT(b"three"), EXACT, b"\0\0", b"\0\0", b"\3" + GUARD, b"\0\0"))
+    cancelled = b"\x84\0" + b"\x80" + TOKEN + b"\0\0" + EXACT
+    seed("abi", "score-later-cancelled", token, cancel, call(28, GUARD, TEXT(b"one"), EXACT, cancelled, b"\0\0" + GUARD, b"\0\0"))
     seed("abi", "token", token, cancel, free("token"), call(26, FREED, b"\0"), free("token", FREED))
     seed("abi", "stats", call(30, b"\0" + GUARD, EXACT, b"\0\0"), call(30, b"\x80" + GUARD, b"\xff\0\0\0"))
     audit = lambda choice: call(31, TEXT(b"one"), EXACT, bytes([choice]), b"\x64\x96", bytes(8), EXACT, b"\0\0", GUARD, b"\x40\0\0\0")
