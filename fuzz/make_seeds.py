@@ -154,7 +154,7 @@ def tokenizer():
     def way(root, *keys):
         steps = b""
         for key in keys:
-            index = sorted(root).index(key) if isinstance(root, dict) else key
+            index = list(root).index(key) if isinstance(root, dict) else key
             steps += bytes([32 + index])
             root = root[key]
         return steps + b"\0"

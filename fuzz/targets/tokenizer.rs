@@ -66,7 +66,7 @@ fn part(choice: u8) -> Value {
     }
 }
 
-/// The children of a node, in the order of their keys.
+/// The children of a node, in the order of the file.
 fn children(node: &mut Value) -> Vec<&mut Value> {
     match node {
         Value::Object(fields) => fields.values_mut().collect(),
