@@ -61,11 +61,64 @@ impl Tokenizer {
         self.0.special_count()
     }
 
+    /// The ids of a cleaned text that is tokenised in one piece, without the special ones.
+    pub fn in_one_piece(&self, text: &str) -> Vec<u32> {
+        self.0.in_one_piece(text)
+    }
+
     /// The ids of a cleaned text, at most `max_length`, and whether there were more.
     ///
     /// # Errors
     /// `Internal`.
     pub fn encode(&self, text: &str, max_length: usize) -> Result<(Vec<u32>, bool)> {
         self.0.encode(text, max_length).map(|tokens| (tokens.ids, tokens.truncated))
+    }
+}
+
+/// A growing text: an optional prompt, one newline, and what was pushed.
+#[derive(Clone)]
+pub struct Growing(text::Growing);
+
+/// A growing text's tokens after a push, special ones aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grown {
+    /// Their ids.
+    pub ids: Vec<u32>,
+    /// Where each begins and ends in the pushed bytes.
+    pub spans: Vec<(usize, usize)>,
+    /// How many of them stay whatever is pushed later.
+    pub settled: usize,
+    /// The index of the first one that holds pushed bytes; the number of tokens if none does.
+    pub first_pushed: usize,
+    /// There are more than the limit.
+    pub truncated: bool,
+    /// Offset in the pushed bytes from which on they are held back.
+    pub held_from: usize,
+}
+
+impl Growing {
+    /// Nothing is pushed yet.
+    pub fn new(prompt: Option<&str>) -> Self {
+        Self(text::Growing::new(prompt))
+    }
+
+    /// Adds `more`; only the first `limit` tokens are wanted, the same number at every push.
+    ///
+    /// # Errors
+    /// `Internal`.
+    pub fn push(&mut self, tokenizer: &Tokenizer, more: &str, limit: usize) -> Result<Grown> {
+        let next = self.0.next(&tokenizer.0, more, limit)?;
+        let view = self.0.view(&next);
+        let (ids, spans) = view.tokens(0).map(|token| (token.id, (token.start, token.end))).unzip();
+        let grown = Grown {
+            ids,
+            spans,
+            settled: view.settled(),
+            first_pushed: view.first_pushed(),
+            truncated: next.truncated,
+            held_from: next.held_from,
+        };
+        self.0.commit(next);
+        Ok(grown)
     }
 }

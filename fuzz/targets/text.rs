@@ -2,32 +2,15 @@
 //! rules does, and ids that are made piece by piece are those of the whole text.
 #![no_main]
 
-use std::path::Path;
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
-use libsiren_fuzz::fixture;
+use libsiren_fuzz::{tokenizer, undivided_tokenizer};
 use siren::fuzzing::{self, MARKERS, Tokenizer};
 
 /// Two fixtures', and one with added tokens that end between words.
-static TOKENIZERS: LazyLock<[Tokenizer; 3]> = LazyLock::new(|| {
-    let open = |dir: &Path| Tokenizer::open(dir).expect("a good tokenizer");
-    let [qwen3, llama] = ["qwen3-short", "llama-short"].map(|name| fixture(name).join("backbone"));
-    let added = tempfile::tempdir().expect("a temporary directory");
-    let json = std::fs::read_to_string(qwen3.join("tokenizer.json")).expect("a fixture");
-    let token = |id: u32, content: &str| {
-        format!(
-            r#"{{"id":{id},"content":"{content}","single_word":false,"lstrip":false,
-            "rstrip":false,"normalized":false,"special":false}},"#
-        )
-    };
-    let tokens = [token(590, "do."), token(591, "a ")].concat();
-    let list = json.find(r#""added_tokens""#).expect("a list");
-    let at = list + json[list..].find('[').expect("a list") + 1;
-    let json = [&json[..at], &tokens, &json[at..]].concat();
-    std::fs::write(added.path().join("tokenizer.json"), json).expect("written");
-    [open(&qwen3), open(&llama), open(added.path())]
-});
+static TOKENIZERS: LazyLock<[Tokenizer; 3]> =
+    LazyLock::new(|| [tokenizer("qwen3-short"), tokenizer("llama-short"), undivided_tokenizer()]);
 
 /// The rules of cleaning, one pass over the whole text for each.
 fn clean(text: &str) -> String {
@@ -71,6 +54,7 @@ fuzz_target!(|data: &[u8]| {
     let max_length = usize::from(choice / 3) + 1;
     let (whole, is_cut) = tokenizer.encode(&cleaned, usize::MAX).expect("tokens");
     assert!(!is_cut && !whole.is_empty());
+    assert!(whole.ends_with(&tokenizer.in_one_piece(&cleaned)));
     // None of them puts special tokens behind a text: what is kept is a head of the whole.
     let max_length = max_length.max(tokenizer.special_count());
     let (ids, is_cut) = tokenizer.encode(&cleaned, max_length).expect("tokens");

@@ -211,6 +211,14 @@ impl Tokenizer {
     }
 }
 
+#[cfg(any(fuzzing, test))]
+impl Tokenizer {
+    /// The ids of a text that is tokenised in one piece, without the special ones.
+    pub(crate) fn in_one_piece(&self, text: &str) -> Vec<u32> {
+        self.inner.encode_fast(text, false).expect("tokens").get_ids().to_vec()
+    }
+}
+
 /// Runs foreign code that may panic on what a file or a text holds.
 fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(run)) {
@@ -398,11 +406,6 @@ mod tests {
     use crate::text::{Input, clean};
 
     impl Tokenizer {
-        /// The ids of a text that is tokenised in one piece.
-        pub(in crate::text) fn in_one_piece(&self, text: &str) -> Vec<u32> {
-            self.inner.encode_fast(text, false).unwrap().get_ids().to_vec()
-        }
-
         /// The text that one token stands for.
         pub(in crate::text) fn decoded(&self, id: u32) -> String {
             self.inner.decode(&[id], false).unwrap()
