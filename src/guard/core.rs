@@ -166,6 +166,10 @@ impl Drop for Core {
             self.scheduler.forget();
             self.callbacks.forget();
             std::mem::forget(self.pool.clone());
+        } else if self.pool.current_thread_index().is_some() {
+            // The worker may be at work for a call that was given up, and waits for this thread.
+            self.scheduler.release();
+            self.callbacks.release();
         }
     }
 }

@@ -63,6 +63,14 @@ impl Callbacks {
         self.shared.posted.notify_one();
     }
 
+    /// Ends the thread, as dropping does, without waiting for it.
+    pub(crate) fn release(&mut self) {
+        if self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            lock(&self.shared.state).closed = true;
+            self.shared.posted.notify_one();
+        }
+    }
+
     /// Lets the thread be: after a fork it is not there to be waited for.
     pub(crate) fn forget(&self) {
         self.forgotten.store(true, Ordering::Release);

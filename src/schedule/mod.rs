@@ -167,6 +167,13 @@ impl<E: Engine> Scheduler<E> {
         self.queue.check()
     }
 
+    /// Ends the worker, as dropping does, without waiting for it.
+    pub(crate) fn release(&mut self) {
+        if self.worker.take().is_some() {
+            self.queue.close();
+        }
+    }
+
     /// Lets the worker be: after a fork it is not there to be waited for.
     pub(crate) fn forget(&mut self) {
         std::mem::forget(self.worker.take());
