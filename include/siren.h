@@ -636,7 +636,7 @@ typedef struct siren_guard_stats {
      */
     uint64_t streams;
     /**
-     * Those of them that were parked.
+     * Those of them that keep nothing: parked, or not pushed yet.
      */
     uint64_t streams_parked;
     /**

@@ -8,7 +8,7 @@ mod scoring;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(crate) use self::core::Core;
+pub(crate) use self::core::{Completion, Core};
 pub use self::info::Info;
 use crate::call::{ScoreOptions, StreamOptions};
 use crate::error::{Error, Result};

@@ -44,7 +44,7 @@ pub struct Stats {
     pub latency_sum: f64,
     /// Bytes of keys, values and running sums now.
     pub kv_bytes: u64,
-    /// Open streams, and those of them that were parked.
+    /// Open streams, and those of them that keep nothing: parked, or not pushed yet.
     pub streams: u64,
     /// See `streams`.
     pub streams_parked: u64,

@@ -59,7 +59,7 @@ pub struct siren_guard_stats {
     pub kv_bytes: u64,
     /// Open streams.
     pub streams: u64,
-    /// Those of them that were parked.
+    /// Those of them that keep nothing: parked, or not pushed yet.
     pub streams_parked: u64,
     /// Sequences in the prefix cache.
     pub cache_entries: u64,

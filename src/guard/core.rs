@@ -106,27 +106,33 @@ impl Core {
         }
     }
 
-    /// Begins an asynchronous call: `work`, which is given what takes its answer, runs on the
-    /// guard's pool, and `done` on the thread of completions.
+    /// Makes an asynchronous call: `begin` checks it and gives the work, which runs on the guard's
+    /// pool with what takes its answer; `done` runs on the thread of completions.
     ///
     /// # Errors
-    /// `Busy` when too many have no answer yet; `OutOfMemory` when the system gives no thread.
-    pub(crate) fn detach<T: Send + 'static>(
+    /// Those of `begin`; `Busy` when too many calls have no answer yet; `OutOfMemory` when the
+    /// system gives no thread.
+    pub(crate) fn detach<T: Send + 'static, W: FnOnce(Completion<T>) + Send + 'static>(
         self: &Arc<Self>,
-        work: impl FnOnce(Completion<T>) + Send + 'static,
+        begin: impl FnOnce() -> Result<W>,
         done: impl FnOnce(Result<T>) + Send + 'static,
     ) -> Result<()> {
-        self.callbacks.start()?;
-        let completion =
-            Completion { core: self.clone(), start: Instant::now(), done: Some(Box::new(done)) };
-        let most = self.options.max_queue;
-        if self.unanswered.fetch_add(1, Ordering::Relaxed) >= most {
-            completion.discard();
-            return Err(Error::new(
-                Status::Busy,
-                format!("{most} asynchronous calls have no answer yet, as many as the limit"),
-            ));
-        }
+        let start = Instant::now();
+        let begun = || {
+            let work = begin()?;
+            self.callbacks.start()?;
+            let most = self.options.max_queue;
+            if self.unanswered.fetch_add(1, Ordering::Relaxed) >= most {
+                self.unanswered.fetch_sub(1, Ordering::Relaxed);
+                return Err(Error::new(
+                    Status::Busy,
+                    format!("{most} asynchronous calls have no answer yet, as many as the limit"),
+                ));
+            }
+            Ok(work)
+        };
+        let work = begun().inspect_err(|error| self.count(start, Some(error)))?;
+        let completion = Completion { core: self.clone(), start, done: Some(Box::new(done)) };
         // A panic would end the process; the completion then says that the call was lost.
         self.pool.spawn(move || drop(catch_unwind(AssertUnwindSafe(|| work(completion)))));
         Ok(())
@@ -198,12 +204,6 @@ impl<T: Send + 'static> Completion<T> {
             // hold it, it ends here.
             drop(core);
         }));
-    }
-
-    /// The call is refused: its host is told by a status, and not again.
-    fn discard(mut self) {
-        self.core.unanswered.fetch_sub(1, Ordering::Relaxed);
-        self.done = None;
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::core::Completion;
 use super::{BestWindow, Core, OwnedInput, Score};
 use crate::call::{Control, ScoreOptions};
 use crate::engine::{Job, Ran};
@@ -48,11 +49,11 @@ impl Core {
         options: ScoreOptions,
         done: impl FnOnce(Result<Vec<Result<Score>>>) + Send + 'static,
     ) -> Result<()> {
-        self.check()?;
-        self.check_options(inputs.len(), &options)?;
         let core = self.clone();
-        self.detach(
-            move |completion| {
+        let begin = || {
+            self.check()?;
+            self.check_options(inputs.len(), &options)?;
+            Ok(move |completion: Completion<_>| {
                 let planned = {
                     let inputs: Vec<_> = inputs.iter().map(OwnedInput::as_input).collect();
                     core.plan(&inputs, &options)
@@ -66,9 +67,9 @@ impl Core {
                         });
                     }
                 }
-            },
-            done,
-        )
+            })
+        };
+        self.detach(begin, done)
     }
 
     pub(super) fn count_tokens(&self, input: Input<'_>) -> Result<(usize, bool)> {

@@ -14,7 +14,7 @@ use track::{Rules, Track, Wanted};
 use crate::call::{Control, PushOptions, StreamOptions};
 use crate::engine::{Job, Ran};
 use crate::error::{Error, Result, Status};
-use crate::guard::{BestWindow, Core};
+use crate::guard::{BestWindow, Completion, Core};
 use crate::text::{self, Growing, Next};
 use crate::windows::Layout;
 
@@ -192,12 +192,12 @@ impl Stream {
         options: PushOptions,
         done: impl FnOnce(Result<Push>) + Send + 'static,
     ) -> Result<()> {
-        let taken = self.take()?;
-        taken.check_open()?;
-        let core = self.shared.core.clone();
+        let core = &self.shared.core;
         core.counters.pushes.add(1);
-        core.detach(
-            move |completion| match taken.plan(&bytes, false, &options.control) {
+        let begin = || {
+            let taken = self.take()?;
+            taken.check_open()?;
+            Ok(move |completion: Completion<_>| match taken.plan(&bytes, false, &options.control) {
                 Err(error) => {
                     drop(taken);
                     completion.answer(Err(error));
@@ -209,9 +209,9 @@ impl Stream {
                         completion.answer(ran.and_then(complete));
                     });
                 }
-            },
-            done,
-        )
+            })
+        };
+        core.detach(begin, done)
     }
 
     fn call(&self, bytes: &[u8], options: PushOptions, last: bool) -> Result<Push> {
