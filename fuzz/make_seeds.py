@@ -133,6 +133,9 @@ def stream():
         options = [{}, {"prompt": "What is it?", "threshold": "How do"},
                    {"windows": (5, 2), "threshold": "one, two", "hysteresis": 2}][(number + number // 3) % 3]
         seed("stream", name, bytes([number % 3]), new_stream(**options), pushes, again, push("", kind=FINISH))
+    # Found by this target: `first_scored` was a token of the prompt.
+    seed("stream", "prompt-of-many-windows", b"\0", new_stream(prompt="ask, and so on. " * 5, windows=(5, 1)),
+         push(""), *[push(piece) for piece in CHUNKED["words"][:3]], again)
     words = [push(piece) for piece in CHUNKED["words"]]
     for family in range(2):
         begin = bytes([family]) + new_stream(prompt="the dog, and", threshold="and so on")

@@ -239,7 +239,7 @@ fn stream_options(script: &mut Script<'_>, family: &Family) -> StreamOptions {
         }
     };
     let windows = (choice & 8 != 0).then(|| Windows {
-        tokens: family.tokenizer.special_count() + 3 + usize::from(script.byte() & 31),
+        tokens: family.tokenizer.special_count() + 3 + usize::from(script.byte() & 15),
         stride: usize::from(script.byte() & 3),
     });
     let hysteresis = usize::from(choice >> 4 & 3);

@@ -138,7 +138,9 @@ impl Track {
             .filter(|w| w.score.is_none())
             .map(|w| w.first + w.known.len())
             .min()
-            .unwrap_or(tokens);
+            .unwrap_or(tokens)
+            // Windows of nothing but prompt run without a running score.
+            .max(view.first_pushed());
         self.windows = wanted
             .into_iter()
             .zip(ran)
