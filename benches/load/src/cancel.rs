@@ -11,7 +11,10 @@ use crate::corpus::Dice;
 
 /// Words, of about a token each.
 const LENGTHS: [usize; 3] = [128, 500, 4100];
-const ROUNDS: usize = 40;
+const ROUNDS: usize = 30;
+/// Calls are ended within these milliseconds: a pass goes layer by layer, so that it has been at all
+/// of a long text's tokens by then.
+const AFTER: usize = 2000;
 /// What is scored to see that the worker is free.
 const SHORT: &[u8] = b"hello";
 
@@ -66,7 +69,7 @@ fn ends(
     let mut dice = Dice::new(1);
     let (mut returned, mut free) = (Vec::new(), Vec::new());
     while returned.len() < ROUNDS {
-        let after = 1 + dice.below((whole.as_millis() as usize * 8 / 10).max(1)) as u64;
+        let after = 1 + dice.below((whole.as_millis() as usize * 8 / 10).clamp(1, AFTER)) as u64;
         let token = abi::token();
         let timeout_ms = if by_deadline { after } else { 0 };
         let cancel = if by_deadline { 0 } else { token };
@@ -82,10 +85,10 @@ fn ends(
             thread::sleep(due.saturating_duration_since(Instant::now()));
             let start = if by_deadline { due } else { Instant::now() };
             abi::cancel(token);
-            abi::token_free(token);
             let scored = abi::score(guard, None, SHORT, How::default());
             let freed = start.elapsed();
             let outcome = outcome.recv().map_err(|e| e.to_string())?;
+            abi::token_free(token);
             scored.map_err(|status| format!("a short text: status {status}"))?;
             Ok::<_, String>((outcome, start, freed))
         })?;
