@@ -3,7 +3,7 @@
 #   scripts/full-tier.sh [--fuzz-seconds N] [--soak-seconds N] [STEP ...]
 #
 #   tsan     ThreadSanitizer, with an instrumented standard library: the library's unit tests, and
-#            the load program, for some seconds
+#            the load program, for a minute
 #   aarch64  unit and parity tests, cross-compiled and run by qemu-user
 #   miri     the modules that Miri can run: JSON, cleaning, token windows, configuration, queue
 #   soak     the load program: 64 callers and 256 streams for SOAK_SECONDS (600)
@@ -50,7 +50,9 @@ tsan() {
     export RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=thread" CARGO_TARGET_DIR=$build/tsan
     export TSAN_OPTIONS="halt_on_error=1 ${TSAN_OPTIONS:-}"
     cargo test -Zbuild-std --target "$host" --no-default-features \
-        --package libsiren --package siren-load --lib --test small
+        --package libsiren --package siren-load --lib --test small -- --skip some_seconds &&
+        "$CARGO_TARGET_DIR/$host/debug/siren-load" tests/parity/fixtures/qwen3-short \
+            --seconds 60 --callers 16 --streams 64 --sanitizer
 }
 
 aarch64() {

@@ -14,6 +14,7 @@ const CHUNK: usize = 40;
 
 struct Open<'a> {
     stream: u64,
+    guard: u64,
     growing: &'a Growing,
     pushed: usize,
 }
@@ -41,6 +42,10 @@ pub fn pusher(load: &Load, number: usize, count: usize, canceller: &Canceller) {
         let index = dice.below(count);
         match streams[index].take() {
             None => streams[index] = open(load, &mut dice),
+            // Streams outlive their guard, but not all of them for long, or few would be of one.
+            Some(open) if load.was_replaced(open.guard) && dice.below(4) == 0 => {
+                free(&open, &load.tally);
+            }
             Some(open) => {
                 let (kept, forked) = step(load, open, &mut dice, canceller);
                 streams[index] = kept;
@@ -64,7 +69,7 @@ fn open<'a>(load: &'a Load, dice: &mut Dice) -> Option<Open<'a>> {
     match abi::stream(guard, growing.prompt) {
         Ok(stream) => {
             load.tally.count(Kind::StreamOpened);
-            Some(Open { stream, growing, pushed: 0 })
+            Some(Open { stream, guard, growing, pushed: 0 })
         }
         Err(status) => {
             if status != Status::InvalidHandle as i32 || !load.was_replaced(guard) {
@@ -104,7 +109,7 @@ fn step<'a>(
         }
         60..72 => {
             tally.count(Kind::Push);
-            let (how, end) = hurried(dice, canceller);
+            let (how, end, _token) = hurried(dice, canceller);
             let result = abi::push(open.stream, bytes, how);
             if tally.check("a hurried push", result, score, &[end, Status::Busy]) {
                 open.pushed += bytes.len();
@@ -156,9 +161,9 @@ fn push_async<'a>(
 ) -> Option<Open<'a>> {
     tally.count(Kind::PushAsync);
     let (bytes, score) = open.next(dice);
-    let (how, end) = match dice.coin() {
+    let (how, end, _token) = match dice.coin() {
         true => hurried(dice, canceller),
-        false => (How::default(), Status::Busy),
+        false => (How::default(), Status::Busy, None),
     };
     let allowed = [end, Status::Busy];
     let (done, outcome) = mpsc::channel();
