@@ -85,6 +85,10 @@ impl Tokenizer {
             let document = Document::parse(file.clone(), &bytes)?;
             let root = document.root()?;
             check_templates(&root)?;
+            for step in ["normalizer", "pre_tokenizer"] {
+                root.get(step)?.as_ref().map_or(Ok(()), check_expressions)?;
+            }
+            check_dropout(&root)?;
             splits_at_boundaries(root.value())
         };
         let invalid = |found: String| Error::model(&file, "contents", found, "a usable tokenizer");
@@ -238,6 +242,35 @@ fn refuse_left_truncation(path: &Path) -> Result<()> {
     }
 }
 
+/// A regular expression that is not known may backtrack a little at every byte of a text, for hours
+/// in all, and nothing can stop it.
+fn check_expressions(node: &Node<'_>) -> Result<()> {
+    match node.value() {
+        Value::Object(_) => node.members()?.into_iter().try_for_each(|(key, member)| {
+            if key == "Regex" && !WORD_PATTERNS.contains(&member.string()?) {
+                return Err(member.unexpected(
+                    "the expression of GPT-2's, Qwen's or Llama 3's tokenizer, which take bounded \
+                     time",
+                ));
+            }
+            check_expressions(&member)
+        }),
+        Value::Array(_) => node.items()?.iter().try_for_each(check_expressions),
+        _ => Ok(()),
+    }
+}
+
+/// Dropout would tokenise a text in another way each time.
+fn check_dropout(root: &Node<'_>) -> Result<()> {
+    let dropout = root.get_non_null("model")?.map(|model| model.get_non_null("dropout"));
+    match dropout.transpose()?.flatten() {
+        Some(dropout) if dropout.value().as_f64() != Some(0.0) => {
+            Err(dropout.unexpected("null or 0"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Templates that would make the tokenizers crate panic (a second text, a special token without
 /// its ids), or that would repeat the text.
 fn check_templates(root: &Node<'_>) -> Result<()> {
@@ -296,7 +329,6 @@ fn splits_at_boundaries(file: &Value) -> bool {
     let plain_normalizer = normalizer.is_null() || normalizer["type"] == "NFC";
     let model = &file["model"];
     let plain_model = model["type"] == "BPE"
-        && model["dropout"].as_f64().unwrap_or(0.0) == 0.0
         && model["continuing_subword_prefix"].as_str().unwrap_or("").is_empty()
         && model["end_of_word_suffix"].as_str().unwrap_or("").is_empty();
     let plain_tokens = file["added_tokens"].as_array().into_iter().flatten().all(|token| {
@@ -592,6 +624,26 @@ mod tests {
             .unwrap();
             assert_eq!(tokenizer.splits_at_boundaries, exact, "{content:?}");
         }
+    }
+
+    #[test]
+    fn expressions_that_are_not_known_and_dropout_are_refused() {
+        let message = |edit: fn(&mut Value)| changed(edit).err().unwrap().message().to_owned();
+        let other = message(|file| {
+            file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] =
+                "(?:a|aa){0,20}b|a".into();
+        });
+        let expected =
+            r#"tokenizer.json: pre_tokenizer.pretokenizers[0].pattern.Regex: found "(?:"#;
+        assert!(other.contains(expected), "{other}");
+        let replace = message(|file| {
+            file["normalizer"] = serde_json::json!({"type": "Sequence", "normalizers": [
+                {"type": "Replace", "pattern": {"Regex": "a+"}, "content": "a"}
+            ]});
+        });
+        assert!(replace.contains("normalizer.normalizers[0].pattern.Regex: found"), "{replace}");
+        let random = message(|file| file["model"]["dropout"] = 0.1.into());
+        assert!(random.contains("model.dropout: found 0.1, expected null or 0"), "{random}");
     }
 
     #[test]

@@ -613,7 +613,7 @@ fn tokenizers_that_cannot_be_used() {
         ("contents: found what does not load: Token `nowhere` out of vocabulary", |t| t["model"]["merges"][0] = json!(["a", "nowhere"])),
         ("contents: found what does not load", |t| t["model"]["merges"][0] = json!(["a", "zzz"])),
         ("contents: found what does not load", |t| t["model"]["merges"][0] = json!("one word of three")),
-        ("contents: found what does not load", |t| t["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!("(unclosed")),
+        ("pre_tokenizer.pretokenizers[0].pattern.Regex: found \"(unclosed\"", |t| t["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = json!("(unclosed")),
         ("contents: found what does not load", |t| t["normalizer"] = json!({"type": "Magic"})),
         ("contents: found what does not load", |t| t["version"] = json!("9.0")),
         ("largest token id: found 600, expected less than the backbone's vocab_size (600)", |t| t["model"]["vocab"]["a"] = json!(600)),
