@@ -87,7 +87,7 @@ impl Memory {
 
     /// Opens, uses and frees a guard `times` times.
     pub fn opens(&self, model: &str, times: u64) -> Result<(), String> {
-        let mut samples = Vec::new();
+        let (mut samples, before) = (Vec::new(), process::rss());
         for _ in 0..times {
             let guard = abi::open(model, Opening::default())?;
             let scored = abi::score(guard, None, b"How do I bake bread?", How::default());
@@ -96,6 +96,8 @@ impl Memory {
             }
             samples.push(process::rss());
         }
-        self.is_flat(&format!("over {times} guards opened and freed"), &samples, true)
+        let what = format!("over {times} guards opened and freed");
+        self.is_flat(&what, &samples, true)?;
+        self.came_back(&what, before)
     }
 }

@@ -108,7 +108,8 @@ fn what_is_passed_on_ends_where_the_crossing_begins() {
         for args in [&["--pass"][..], &["--pass", "--stop-at-crossing"]] {
             let ran = watch_slowly(args, &chunks, Duration::from_millis(5)).expect(3);
             assert!(most.starts_with(&ran.stdout), "{ran:?}");
-            assert!(ran.stderr.contains("harmful") && ran.stderr.contains("crossed"), "{ran:?}");
+            // Chunks that come together are one push, whose end may be below the threshold again.
+            assert!(ran.stderr.contains("crossed 0.5 at byte 6"), "{ran:?}");
         }
     }
     assert_eq!(watch(&["--pass"], HARMFUL).stdout, BEFORE);
