@@ -9,7 +9,7 @@ use crate::engine::{Prefix, common};
 /// Fewer tokens than this in common save less than sharing them costs.
 const LEAST_COMMON: usize = 8;
 /// A text that would take a larger part of the cache is not kept.
-const LARGEST_PART: usize = 4;
+const LARGEST_PART: usize = 2;
 /// A text's last page takes all of its bytes, however few tokens it holds; of two kinds of pages
 /// this is the larger one.
 const PAGE_TOKENS: usize = crate::readout::PAGE_TOKENS;
