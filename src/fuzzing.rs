@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use crate::backbone::Config;
+use crate::call::Control;
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::text;
@@ -107,7 +108,7 @@ impl Growing {
     /// # Errors
     /// `Internal`.
     pub fn push(&mut self, tokenizer: &Tokenizer, more: &str, limit: usize) -> Result<Grown> {
-        let next = self.0.next(&tokenizer.0, more, limit)?;
+        let next = self.0.next(&tokenizer.0, more, limit, &Control::default())?;
         let view = self.0.view(&next);
         let (ids, spans) = view.tokens(0).map(|token| (token.id, (token.start, token.end))).unzip();
         let grown = Grown {
