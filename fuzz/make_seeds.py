@@ -136,6 +136,9 @@ def stream():
     # Found by this target: `first_scored` was a token of the prompt.
     seed("stream", "prompt-of-many-windows", b"\0", new_stream(prompt="ask, and so on. " * 5, windows=(5, 1)),
          push(""), *[push(piece) for piece in CHUNKED["words"][:3]], again)
+    # Found by this target: two tokens share a character, and only the second is at the threshold.
+    seed("stream", "characters-shared", b"\1", new_stream(windows=(5, 2), threshold="one, two", hysteresis=2),
+         *[push(piece) for piece in CHUNKED["composed"][1:]])
     words = [push(piece) for piece in CHUNKED["words"]]
     for family in range(2):
         begin = bytes([family]) + new_stream(prompt="the dog, and", threshold="and so on")

@@ -95,6 +95,8 @@ pub struct Grown {
     pub truncated: bool,
     /// Offset in the pushed bytes from which on they are held back.
     pub held_from: usize,
+    /// Offset in the pushed bytes where the first token over the limit begins.
+    pub cut_from: usize,
 }
 
 impl Growing {
@@ -118,6 +120,7 @@ impl Growing {
             first_pushed: view.first_pushed(),
             truncated: next.truncated,
             held_from: next.held_from,
+            cut_from: next.cut_from,
         };
         self.0.commit(next);
         Ok(grown)

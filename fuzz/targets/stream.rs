@@ -192,8 +192,10 @@ impl Model {
         let wanted = self.options.hysteresis.max(1);
         let (mut run, mut safe, mut crossing) = (0, 0, None);
         for &(token, score) in &self.running {
-            let end = grown.spans[token - special].1;
+            let (start, end) = grown.spans[token - special];
             if score >= self.threshold() {
+                // A token below the threshold may share a character with this one.
+                safe = if run == 0 { safe.min(start) } else { safe };
                 run += 1;
             } else {
                 (run, safe) = (0, end);
@@ -205,7 +207,7 @@ impl Model {
         }
         if self.crossing.is_none() {
             self.crossing = crossing;
-            self.cleared = self.cleared.max(safe.min(grown.held_from));
+            self.cleared = self.cleared.max(safe.min(grown.held_from).min(grown.cut_from));
             if self.finished && crossing.is_none() && !push.truncated {
                 self.cleared = self.text().len();
             }
