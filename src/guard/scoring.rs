@@ -143,18 +143,16 @@ impl Core {
         let growing = Growing::new(None);
         let next = growing.next(&self.tokenizer, &text, usize::MAX, control)?;
         let view = growing.view(&next);
-        let (before, after) = self.tokenizer.special();
+        let special = self.tokenizer.special();
         let tokens = view.len();
         let (sequences, windows) = (0..layout.count(tokens))
             .map(|index| {
                 let range = layout.range(index, tokens);
-                let ids = view.tokens(range.start).take(range.len()).map(|token| token.id);
-                let ids: Arc<[u32]> =
-                    before.iter().copied().chain(ids).chain(after.iter().copied()).collect();
+                let ids = special.around(view.range(range.clone()).map(|token| token.id));
                 (ids, ends(&view, range))
             })
             .unzip();
-        let tokens = before.len() + tokens + after.len();
+        let tokens = special.len() + tokens;
         Ok((Planned { tokens, truncated: false, windows: Some(windows) }, sequences))
     }
 

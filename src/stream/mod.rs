@@ -103,18 +103,13 @@ impl Stream {
         let threshold = core.threshold(options.threshold)?;
         let prompt = options.prompt.filter(|prompt| !prompt.is_empty());
         core.check_text(prompt.as_ref().map_or(0, String::len))?;
-        let (before, after) = core.tokenizer.special();
-        let room = core.info.max_length - (before.len() + after.len());
+        let special = core.tokenizer.special().clone();
+        let room = core.info.max_length - special.len();
         let layout = match options.windows {
             Some(windows) => core.layout(windows)?,
             None => Layout::single(room),
         };
-        let rules = Rules {
-            threshold,
-            hysteresis: options.hysteresis.max(1),
-            layout,
-            around: Arc::new((before.to_vec(), after.to_vec())),
-        };
+        let rules = Rules { threshold, hysteresis: options.hysteresis.max(1), layout, special };
         let seat = core.live.seat()?;
         let state = State::new(prompt.as_deref());
         Ok(Self {

@@ -7,7 +7,7 @@ use super::Crossing;
 use crate::engine::{Job, Ran, common};
 use crate::error::{Error, Result};
 use crate::guard::BestWindow;
-use crate::text::{Growing, Next, View};
+use crate::text::{Growing, Next, Special, View};
 use crate::windows::Layout;
 
 /// What does not change over a stream's life.
@@ -17,8 +17,8 @@ pub(super) struct Rules {
     /// Tokens in a row at or above the threshold that make a crossing; at least 1.
     pub(super) hysteresis: usize,
     pub(super) layout: Layout,
-    /// The special tokens before and after every window.
-    pub(super) around: Arc<(Vec<u32>, Vec<u32>)>,
+    /// What stands around every window.
+    pub(super) special: Arc<Special>,
 }
 
 /// What is known of a stream's windows.
@@ -81,13 +81,11 @@ impl Track {
     /// The windows of the text that `view` shows.
     pub(super) fn wanted(&self, rules: &Rules, view: &View<'_>) -> Vec<Wanted> {
         let tokens = view.len();
-        let (before, after) = &*rules.around;
         (self.folded..rules.layout.count(tokens))
             .map(|index| {
                 let range = rules.layout.range(index, tokens);
-                let text = view.tokens(range.start).take(range.len()).map(|token| token.id);
-                let sequence: Arc<[u32]> =
-                    before.iter().copied().chain(text).chain(after.iter().copied()).collect();
+                let text = view.range(range.clone()).map(|token| token.id);
+                let sequence: Arc<[u32]> = rules.special.around(text);
                 let first = view.first_pushed().max(rules.layout.fresh(index)).min(range.end);
                 let old = self.windows.get(index - self.folded);
                 let mut wanted = Wanted {
@@ -99,7 +97,8 @@ impl Track {
                     tokens: sequence,
                 };
                 if let Some(old) = old {
-                    let same = common(&old.tokens, &wanted.tokens).saturating_sub(before.len());
+                    let same = common(&old.tokens, &wanted.tokens)
+                        .saturating_sub(rules.special.before.len());
                     let known = old.first..(range.start + same).min(range.end);
                     if known.contains(&first) {
                         wanted.known = old.running[first - old.first..]
@@ -131,7 +130,7 @@ impl Track {
     ) -> Result<Scored> {
         let view = growing.view(&next);
         let may_show = next.held_from.min(next.cut_from);
-        let before = rules.around.0.len();
+        let before = rules.special.before.len();
         let tokens = view.len();
         let first_run = wanted
             .iter()
@@ -206,7 +205,7 @@ impl Track {
         let count = self.folded + self.windows.len();
         let scored = Scored {
             score: best.score,
-            tokens: before + tokens + rules.around.1.len(),
+            tokens: rules.special.len() + tokens,
             truncated: next.truncated,
             window: BestWindow { count, index: best.index, start: best.start, end: best.end },
             first_scored: before + first_run,
@@ -228,7 +227,7 @@ impl Track {
 
 /// The pushed bytes of a window.
 pub(crate) fn ends(view: &View<'_>, range: std::ops::Range<usize>) -> (usize, usize) {
-    let mut tokens = view.tokens(range.start).take(range.len());
+    let mut tokens = view.range(range);
     let first = tokens.next();
     let last = tokens.last().or(first);
     (first.map_or(0, |token| token.start), last.map_or(0, |token| token.end))
@@ -269,7 +268,8 @@ impl Wanted {
         }
         let range = rules.layout.range(self.index, view_len);
         let from = self.first + self.known.len();
-        let running_from = (from < range.end).then(|| rules.around.0.len() + from - range.start);
+        let running_from =
+            (from < range.end).then(|| rules.special.before.len() + from - range.start);
         Some(Job {
             prefix: prefix.and_then(|prefix| prefix.of(&self.tokens)),
             keep: keeps(self.tokens.len()),

@@ -200,6 +200,11 @@ impl<'a> View<'a> {
         self.growing.settled.iter().chain(&self.next.tokens).copied().skip(known)
     }
 
+    /// The tokens of `range`, none of which is forgotten.
+    pub(crate) fn range(self, range: Range<usize>) -> impl Iterator<Item = Token> + use<'a> {
+        self.tokens(range.start).take(range.len())
+    }
+
     /// The index of the first token that holds pushed bytes; the number of tokens if none does.
     pub(crate) fn first_pushed(self) -> usize {
         let settled = self.growing.settled_len();

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub use clean::MARKERS;
 pub(crate) use clean::clean;
 pub(crate) use growing::{Growing, Next, View};
-pub(crate) use tokenizer::Tokenizer;
+pub(crate) use tokenizer::{Special, Tokenizer};
 
 use crate::error::{Error, Result, panic_message};
 

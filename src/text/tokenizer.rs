@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 use tokenizers::{PostProcessorWrapper, Tokenizer as HfTokenizer, TruncationDirection};
@@ -61,11 +62,29 @@ pub(crate) struct Located {
     pub(crate) boundary: usize,
 }
 
+/// The special tokens that a post-processor puts before and after every text.
+#[derive(Debug)]
+pub(crate) struct Special {
+    pub(crate) before: Vec<u32>,
+    pub(crate) after: Vec<u32>,
+}
+
+impl Special {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.before.len() + self.after.len()
+    }
+
+    /// A text's ids with them around.
+    pub(crate) fn around<C: FromIterator<u32>>(&self, ids: impl Iterator<Item = u32>) -> C {
+        self.before.iter().copied().chain(ids).chain(self.after.iter().copied()).collect()
+    }
+}
+
 /// A backbone's tokenizer with the special tokens that its post-processor puts around a text.
 pub(crate) struct Tokenizer {
     inner: HfTokenizer,
-    prefix: Vec<u32>,
-    suffix: Vec<u32>,
+    special: Arc<Special>,
     /// Ids of a text's head are those of the whole text, if it is cut at a [boundary](boundaries).
     splits_at_boundaries: bool,
 }
@@ -100,11 +119,11 @@ impl Tokenizer {
         }
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| invalid(e.to_string()))?;
-        let (prefix, suffix) = guarded(|| special_tokens(&inner)).map_err(invalid)?;
+        let (before, after) = guarded(|| special_tokens(&inner)).map_err(invalid)?;
         // All that it would still do is to leave blanks out of the offsets.
         inner.with_post_processor(None::<PostProcessorWrapper>);
         // A post-processor brings its own ids, which the vocabulary need not hold.
-        let special = prefix.iter().chain(&suffix).copied();
+        let special = before.iter().chain(&after).copied();
         let largest = inner.get_vocab(true).into_values().chain(special).max().unwrap_or(0);
         if largest as usize >= vocab_size {
             return Err(Error::model(
@@ -114,17 +133,17 @@ impl Tokenizer {
                 format!("less than the backbone's vocab_size ({vocab_size})"),
             ));
         }
-        Ok(Self { inner, prefix, suffix, splits_at_boundaries })
+        Ok(Self { inner, special: Arc::new(Special { before, after }), splits_at_boundaries })
     }
 
     /// The special tokens before and after every text.
-    pub(crate) fn special(&self) -> (&[u32], &[u32]) {
-        (&self.prefix, &self.suffix)
+    pub(crate) fn special(&self) -> &Arc<Special> {
+        &self.special
     }
 
     /// Special tokens that every text gets.
     pub(crate) fn special_count(&self) -> usize {
-        self.prefix.len() + self.suffix.len()
+        self.special.len()
     }
 
     /// The ids of a cleaned text, of which at most `max_length` are kept (special ones counted).
@@ -136,8 +155,7 @@ impl Tokenizer {
         let Located { mut tokens, more, .. } = self.locate(text, room, &Control::default())?;
         tokens.truncate(room);
         let ids = tokens.iter().map(|token| token.id);
-        let ids: Vec<u32> =
-            self.prefix.iter().copied().chain(ids).chain(self.suffix.iter().copied()).collect();
+        let ids: Vec<u32> = self.special.around(ids);
         if ids.is_empty() {
             return Err(Error::internal("the tokenizer made no token of a text"));
         }
@@ -538,7 +556,7 @@ mod tests {
             for room in [1, 8, 500, whole.len() - 1, whole.len(), whole.len() + 1] {
                 let found = tokenizer.encode(&long, tokenizer.special_count() + room).unwrap();
                 let kept = &whole[..room.min(whole.len())];
-                let ids = [&tokenizer.prefix, kept, &tokenizer.suffix].concat();
+                let ids = [&*tokenizer.special.before, kept, &*tokenizer.special.after].concat();
                 assert_eq!(found, Tokens { ids, truncated: room < whole.len() }, "{name}, {room}");
             }
         }
