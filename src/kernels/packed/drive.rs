@@ -86,8 +86,8 @@ pub(super) trait TileKernel {
 
 /// `y`, shared by tasks that write disjoint parts.
 #[derive(Clone, Copy)]
-struct Output {
-    start: *mut f32,
+pub(super) struct Output {
+    pub(super) start: *mut f32,
 }
 
 // SAFETY: the tasks of one call write disjoint rectangles and end before the call does.
@@ -168,7 +168,7 @@ pub(super) unsafe fn run<K: TileKernel>(w: &Panels, round: bool, x: &[f32], y: &
 }
 
 /// Part `i` of `parts` nearly equal ones of `0..whole`.
-fn share(whole: usize, parts: usize, i: usize) -> Range<usize> {
+pub(super) fn share(whole: usize, parts: usize, i: usize) -> Range<usize> {
     i * whole / parts..(i + 1) * whole / parts
 }
 

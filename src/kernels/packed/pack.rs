@@ -3,6 +3,7 @@
 //! Columns (output features) come in panels of 32, the last one padded with zero weights; k comes in
 //! steps, and the steps in blocks of [`BLOCK`]. The panels of one block lie behind each other, then
 //! those of the next, so that a run of panels over one block, a *slab* each, is contiguous memory.
+//! `Bf16Tiles` knows no blocks: a panel over all of k is contiguous.
 //! One step of a panel is:
 //!
 //! | storage | k per step | cache lines | content |
@@ -10,6 +11,7 @@
 //! | `F32` | 1 | 2 | columns 0..32 |
 //! | `Bf16Columns` | 1 | 1 | 16 words, column j below, column j + 16 above |
 //! | `Bf16Pairs` | 2 | 2 | 32 words, one a column: even k below, odd k above |
+//! | `Bf16Tiles` | 2 | 2 | as `Bf16Pairs`; the steps padded with zeros to a multiple of 16 |
 #![allow(unsafe_code)] // The allocation is filled in parallel before its length is set, and viewed as smaller integers.
 
 use std::mem::MaybeUninit;
@@ -26,6 +28,9 @@ pub(super) const PANEL: usize = 32;
 /// Steps in a block over k.
 pub(super) const BLOCK: usize = 512;
 
+/// Steps of a tile of `Bf16Tiles`.
+pub(super) const TILE_STEPS: usize = 16;
+
 /// Columns that packing turns at a time.
 const GROUP: usize = 4;
 
@@ -40,15 +45,28 @@ pub(super) enum Storage {
     F32,
     Bf16Columns,
     Bf16Pairs,
+    Bf16Tiles,
 }
 
 impl Storage {
-    pub(super) fn step_k(self) -> usize {
-        if self == Storage::Bf16Pairs { 2 } else { 1 }
+    pub(super) const fn step_k(self) -> usize {
+        match self {
+            Storage::Bf16Pairs | Storage::Bf16Tiles => 2,
+            Storage::F32 | Storage::Bf16Columns => 1,
+        }
     }
 
-    pub(super) fn step_lines(self) -> usize {
-        if self == Storage::Bf16Columns { 1 } else { 2 }
+    pub(super) const fn step_lines(self) -> usize {
+        match self {
+            Storage::Bf16Columns => 1,
+            Storage::F32 | Storage::Bf16Pairs | Storage::Bf16Tiles => 2,
+        }
+    }
+
+    /// `k` in steps.
+    fn steps(self, k: usize) -> usize {
+        let steps = k.div_ceil(self.step_k());
+        if self == Storage::Bf16Tiles { steps.next_multiple_of(TILE_STEPS) } else { steps }
     }
 }
 
@@ -60,7 +78,7 @@ pub(super) struct Panels {
     pub(super) k: usize,
     /// `n` in panels.
     pub(super) count: usize,
-    /// `k` in steps.
+    /// `k` in steps, padding included.
     pub(super) steps: usize,
 }
 
@@ -80,7 +98,7 @@ impl Panels {
             n = n.checked_add(rows).ok_or(uncountable)?;
         }
         let count = n.div_ceil(PANEL);
-        let steps = k.div_ceil(storage.step_k());
+        let steps = storage.steps(k);
         let len = count
             .checked_mul(steps)
             .and_then(|s| s.checked_mul(storage.step_lines()))
@@ -98,15 +116,23 @@ impl Panels {
                 fill_slab(slab, parts, k, storage, panel, block * BLOCK);
             };
             let slab_lines = BLOCK * storage.step_lines();
-            let (whole, last) = spare.split_at_mut((steps / BLOCK) * count * slab_lines);
-            whole
-                .par_chunks_mut(slab_lines)
-                .enumerate()
-                .for_each(|(i, slab)| fill(i / count, i % count, slab));
-            if !last.is_empty() {
-                last.par_chunks_mut((steps % BLOCK) * storage.step_lines())
+            if storage == Storage::Bf16Tiles {
+                let panels = spare.par_chunks_mut(steps * storage.step_lines());
+                panels.enumerate().for_each(|(panel, lines)| {
+                    let slabs = lines.chunks_mut(slab_lines).enumerate();
+                    slabs.for_each(|(block, slab)| fill(block, panel, slab));
+                });
+            } else {
+                let (whole, last) = spare.split_at_mut((steps / BLOCK) * count * slab_lines);
+                whole
+                    .par_chunks_mut(slab_lines)
                     .enumerate()
-                    .for_each(|(panel, slab)| fill(steps / BLOCK, panel, slab));
+                    .for_each(|(i, slab)| fill(i / count, i % count, slab));
+                if !last.is_empty() {
+                    last.par_chunks_mut((steps % BLOCK) * storage.step_lines())
+                        .enumerate()
+                        .for_each(|(panel, slab)| fill(steps / BLOCK, panel, slab));
+                }
             }
         }
         // SAFETY: the capacity is at least `len`, and the chunks above cover the first `len` lines,
@@ -117,6 +143,17 @@ impl Panels {
 
     pub(super) fn bytes(&self) -> usize {
         self.lines.capacity() * size_of::<Line>()
+    }
+
+    /// A panel over all of k, of `Bf16Tiles`.
+    pub(super) fn panel(&self, panel: usize) -> &[Line] {
+        let length = self.steps * self.storage.step_lines();
+        &self.lines[panel * length..][..length]
+    }
+
+    /// Where a panel of `Bf16Tiles` begins, to be fetched early; it need not exist.
+    pub(super) fn panel_start(&self, panel: usize) -> *const Line {
+        self.lines.as_ptr().wrapping_add(panel * self.steps * self.storage.step_lines())
     }
 
     /// The slabs of `panels` over the block from step `first` of `steps` steps: contiguous, each
@@ -190,7 +227,7 @@ fn fill_slab(
                         *to = word(*below, *above);
                     }
                 }
-                Storage::Bf16Pairs => {
+                Storage::Bf16Pairs | Storage::Bf16Tiles => {
                     let (pairs, odd) =
                         as_bf16(source(column), &mut halves[0][..k1 - k0]).as_chunks();
                     for (to, &[even, odd]) in to.iter_mut().zip(pairs) {
