@@ -213,6 +213,12 @@ fn a_forked_child_is_told_at_once_and_can_open_its_own() {
 }
 
 #[test]
+fn a_child_forked_while_a_guard_is_opened_does_not_hang() {
+    let stage = Stage::new();
+    run(&[], &stage.compile_test("fork_open.c"), &[demo()]);
+}
+
+#[test]
 fn the_library_prints_nothing_and_changes_nothing_of_the_process() {
     let stage = Stage::new();
     let output = run(&[], &stage.compile_test("quiet.c"), &[demo()]);
