@@ -127,7 +127,7 @@ pub(crate) struct Span<'a> {
 }
 
 /// Causal attention of the queries in `qkv` over the keys and values of their own texts. Returns
-/// `[tokens, query * dim]`; rows outside every span are zero.
+/// `[tokens, query * dim]`; rows outside every span are zero. Spans come in the order of their rows.
 pub(crate) fn attention(qkv: &Tensor, spans: &[Span<'_>], heads: Heads) -> Result<Tensor> {
     if qkv.device().is_cpu() {
         qkv.apply_op1_no_bwd(&attention::Attention { spans, heads })
