@@ -3,8 +3,9 @@
 
 use std::arch::x86_64::*;
 
+use super::compact;
 use super::drive::{ACT_STRIDE, Tile, TileKernel, lines_ahead};
-use super::pack::{PANEL, Storage};
+use super::pack::{Line, PANEL, Storage};
 
 /// For bf16 storage, widened in registers, if `WIDEN`; else for f32 storage.
 pub(super) struct Kernel<const WIDEN: bool>;
@@ -15,6 +16,11 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
 
     fn panels(rows: usize) -> usize {
         if rows <= 1 { 2 } else { 1 }
+    }
+
+    unsafe fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [[f32; PANEL]]) {
+        // SAFETY: the CPU is the caller's promise.
+        unsafe { widen(storage, slab, first, out) };
     }
 
     unsafe fn tile(rows: usize, panels: usize, t: Tile) {
@@ -32,6 +38,22 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
             }
         }
     }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [[f32; PANEL]]) {
+    compact::widen_slab(storage, slab, first, out, |halves| {
+        let mut floats = [0.0; PANEL];
+        let (from, _) = halves.as_chunks::<8>();
+        for (to, from) in floats.as_chunks_mut::<8>().0.iter_mut().zip(from) {
+            // SAFETY: 8 halves of words are read, 8 floats are written.
+            unsafe {
+                let from = _mm_loadu_si128(from.as_ptr().cast());
+                _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(from));
+            }
+        }
+        floats
+    });
 }
 
 /// # Safety
