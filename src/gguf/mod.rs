@@ -279,3 +279,55 @@ fn check_overlaps(file: &str, tensors: &HashMap<String, TensorInfo>) -> Result<(
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::gguf_file::Content;
+
+    use super::*;
+
+    /// Files that the `gguf` package wrote, read by candle's reader and by this one.
+    #[test]
+    fn headers_are_what_candles_reader_reads() {
+        for name in ["qwen3-mixed", "llama-k", "llama-half"] {
+            let path =
+                format!("{}/tests/parity/gguf/{name}/backbone.gguf", env!("CARGO_MANIFEST_DIR"));
+            let theirs = Content::read(&mut std::fs::File::open(&path).unwrap()).unwrap();
+            let ours = Gguf::open(Path::new(&path), true).unwrap();
+            assert_eq!(ours.tensors.len(), theirs.tensor_infos.len());
+            for (name, theirs_of) in &theirs.tensor_infos {
+                let ours_of = &ours.tensors[name];
+                let start = theirs.tensor_data_offset + theirs_of.offset;
+                assert_eq!(ours_of.range.start as u64, start, "{name}");
+                assert_eq!(ours_of.shape, theirs_of.shape.dims(), "{name}");
+                let dtype = &theirs_of.ggml_dtype;
+                assert_eq!(ours_of.kind.block(), (dtype.block_size(), dtype.type_size()), "{name}");
+                let blocks = ours_of.shape.iter().product::<usize>() / dtype.block_size();
+                assert_eq!(ours_of.range.len(), blocks * dtype.type_size(), "{name}");
+            }
+            assert_eq!(ours.metadata.len(), theirs.metadata.len());
+            for (key, value) in &theirs.metadata {
+                use candle_core::quantized::gguf_file::Value as Theirs;
+                let field = ours.get(key).unwrap();
+                match value {
+                    Theirs::String(v) => assert_eq!(field.string().unwrap(), v),
+                    Theirs::Bool(v) => assert_eq!(field.boolean().unwrap(), *v),
+                    Theirs::F32(v) => assert_eq!(field.number(0.0, 1e9).unwrap(), f64::from(*v)),
+                    Theirs::U32(v) => assert_eq!(field.integer(0, 1 << 32).unwrap(), *v as usize),
+                    Theirs::Array(items) => match &items[0] {
+                        Theirs::String(_) => {
+                            let items: Vec<_> =
+                                items.iter().map(|v| v.to_string().unwrap()).collect();
+                            assert_eq!(field.strings().unwrap(), items);
+                        }
+                        _ => {
+                            let items = items.iter().map(|v| i128::from(v.to_i32().unwrap()));
+                            assert!(field.integers().unwrap().eq(items));
+                        }
+                    },
+                    other => panic!("{key}: {other:?}"),
+                }
+            }
+        }
+    }
+}

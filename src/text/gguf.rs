@@ -156,3 +156,138 @@ fn template(gguf: &Gguf, tokens: &[&str], adds_bos: bool) -> Result<Value> {
         "type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": known
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::gguf_file::{self, Value as GgufValue};
+
+    use super::*;
+    use crate::text::Tokenizer;
+    use crate::text::testing::{
+        Random, fixture, fixture_names, fixtures, text, tokenizer_json, vocab_size,
+    };
+
+    type Metadata = Vec<(&'static str, GgufValue)>;
+
+    /// What llama.cpp's converter makes of a `tokenizer.json` (`get_vocab_base`).
+    fn converted(file: &Value, pre: &str, vocab_size: usize) -> Metadata {
+        let mut tokens: Vec<String> = (0..vocab_size).map(|id| format!("[PAD{id}]")).collect();
+        let mut types = vec![UNUSED as i32; vocab_size];
+        let id = |value: &Value| value.as_u64().unwrap() as usize;
+        for (token, at) in file["model"]["vocab"].as_object().unwrap() {
+            tokens[id(at)] = token.clone();
+            types[id(at)] = NORMAL as i32;
+        }
+        for token in file["added_tokens"].as_array().unwrap() {
+            let at = id(&token["id"]);
+            tokens[at] = token["content"].as_str().unwrap().into();
+            types[at] = if token["special"] == true { CONTROL } else { USER_DEFINED } as i32;
+        }
+        let merge = |merge: &Value| match merge {
+            Value::String(merge) => merge.clone(),
+            pair => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
+        };
+        let merges = file["model"]["merges"].as_array().unwrap().iter().map(merge);
+        let bos = tokens.iter().position(|token| token == "<|begin_of_text|>").unwrap_or(0);
+        let strings = |values: Vec<String>| {
+            GgufValue::Array(values.into_iter().map(GgufValue::String).collect())
+        };
+        vec![
+            ("tokenizer.ggml.merges", strings(merges.collect())),
+            ("tokenizer.ggml.model", GgufValue::String("gpt2".into())),
+            ("tokenizer.ggml.pre", GgufValue::String(pre.into())),
+            (TOKENS, strings(tokens)),
+            (TOKEN_TYPES, GgufValue::Array(types.into_iter().map(GgufValue::I32).collect())),
+            ("tokenizer.ggml.bos_token_id", GgufValue::U32(bos as u32)),
+        ]
+    }
+
+    /// The tokenizer of a file that candle wrote.
+    fn opened(metadata: &Metadata, vocab_size: usize) -> Result<Tokenizer> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        let metadata: Vec<_> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+        let mut file = std::fs::File::create(&path).unwrap();
+        gguf_file::write(&mut file, &metadata, &[]).unwrap();
+        Tokenizer::beside(&path, &Gguf::open(&path, true)?, vocab_size)
+    }
+
+    fn converted_fixture(name: &str) -> Metadata {
+        let json = serde_json::from_slice(&tokenizer_json(name)).unwrap();
+        let pre = if name.starts_with("qwen") { "qwen2" } else { "llama-bpe" };
+        converted(&json, pre, vocab_size(name))
+    }
+
+    fn parity_texts(name: &str) -> Vec<String> {
+        let vectors = std::fs::read(fixtures().join(name).join("vectors.json")).unwrap();
+        let vectors: Value = serde_json::from_slice(&vectors).unwrap();
+        let vectors = vectors["vectors"].as_array().unwrap().iter();
+        let fields = vectors.flat_map(|vector| ["text", "prompt", "response"].map(|f| &vector[f]));
+        let texts = fields.filter_map(|field| match field {
+            Value::String(text) => Some(text.clone()),
+            Value::Object(repeated) => {
+                let times = repeated["times"].as_u64().unwrap() as usize;
+                Some(repeated["repeat"].as_str().unwrap().repeat(times))
+            }
+            _ => None,
+        });
+        texts.collect()
+    }
+
+    #[test]
+    fn tokens_are_those_of_the_original() {
+        for name in fixture_names() {
+            let original = fixture(&name);
+            let converted = opened(&converted_fixture(&name), vocab_size(&name)).unwrap();
+            let mut random = Random(21);
+            let random = (0..300).map(|_| text(&mut random));
+            for text in random.chain(parity_texts(&name)) {
+                let short: String = text.chars().take(60).collect();
+                let ids = |tokenizer: &Tokenizer| tokenizer.encode(&text, 1 << 20);
+                assert_eq!(ids(&converted), ids(&original), "{name}: {short:?}");
+                let located = |tokenizer: &Tokenizer| {
+                    tokenizer.locate(&text, usize::MAX, &Default::default()).unwrap()
+                };
+                assert_eq!(located(&converted), located(&original), "{name}: {short:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        let set = |key: &'static str, value: GgufValue| {
+            let mut metadata = converted_fixture("llama-short");
+            metadata.retain(|(other, _)| *other != key);
+            metadata.push((key, value));
+            metadata
+        };
+        let text = |text: &str| GgufValue::String(text.into());
+        let texts = |texts: &[&str]| GgufValue::Array(texts.iter().map(|t| text(t)).collect());
+        for (key, value, words) in [
+            ("tokenizer.ggml.model", text("llama"), "tokenizer.json beside the file"),
+            ("tokenizer.ggml.pre", text("tekken"), "tokenizer.json beside the file"),
+            ("tokenizer.ggml.pre", GgufValue::U32(1), "found 1, expected a string"),
+            (
+                TOKENS,
+                texts(&["a", "b"]),
+                "found an array of 600 numbers, expected one type for each of 2",
+            ),
+            (TOKEN_TYPES, GgufValue::Array(vec![GgufValue::I32(6); 600]), "found 6 for token 0"),
+            (TOKENS, texts(&["a"; 600]), r#"found "a" twice"#),
+            ("tokenizer.ggml.merges", texts(&["ab"]), r#"found "ab", expected two tokens"#),
+            ("tokenizer.ggml.merges", texts(&["a nothing"]), "what does not load"),
+            (
+                "tokenizer.ggml.bos_token_id",
+                GgufValue::U32(600),
+                "found 600, expected a whole number",
+            ),
+            ("tokenizer.ggml.add_bos_token", GgufValue::U32(1), "expected true or false"),
+        ] {
+            let error = opened(&set(key, value), 600).map(|_| ()).unwrap_err();
+            let message = error.message();
+            assert!(message.contains("m.gguf") && message.contains(words), "{key}: {message}");
+        }
+        let plain = set("tokenizer.ggml.add_bos_token", GgufValue::Bool(false));
+        assert_eq!(opened(&plain, 600).unwrap().special_count(), 0);
+    }
+}

@@ -118,7 +118,7 @@ impl Tokenizer {
     }
 
     /// Makes the tokenizer of the contents of a `tokenizer.json`; `file` is what errors name.
-    fn parse(file: String, bytes: &[u8], vocab_size: usize) -> Result<Self> {
+    pub(super) fn parse(file: String, bytes: &[u8], vocab_size: usize) -> Result<Self> {
         let splits_at_boundaries = {
             let document = Document::parse(file.clone(), bytes)?;
             let root = document.root()?;
