@@ -47,7 +47,7 @@ impl BlockType {
     }
 
     /// Elements of a block: consecutive ones of a row.
-    pub(crate) fn elements(self) -> usize {
+    pub(crate) const fn elements(self) -> usize {
         match self {
             Self::Q4K | Self::Q5K | Self::Q6K => MAX_ELEMENTS,
             _ => 32,
@@ -55,7 +55,7 @@ impl BlockType {
     }
 
     /// Bytes of a block in a file.
-    pub(crate) fn bytes(self) -> usize {
+    pub(crate) const fn bytes(self) -> usize {
         match self {
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,

@@ -1,6 +1,8 @@
-//! The operating system's corners: memory maps, where this library lies, and what a fork
-//! breaks.
+//! The operating system's corners: memory maps, where this library lies, what a fork breaks, and
+//! registers that must be asked for.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 pub(crate) mod file;
 pub(crate) mod module;
 pub(crate) mod process;

@@ -43,12 +43,12 @@ const FIFTH_AND_SIXTH: u32 = 2;
 
 impl BlockType {
     /// Words of a panel for one block of k.
-    pub(super) fn panel_words(self) -> usize {
+    pub(super) const fn panel_words(self) -> usize {
         self.head_words() + self.elements() / GROUP * self.group_words()
     }
 
     /// Words before the quants.
-    fn head_words(self) -> usize {
+    const fn head_words(self) -> usize {
         match self {
             Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => 16,
             Self::Q4_1 | Self::Q5_1 => 32,
@@ -58,7 +58,7 @@ impl BlockType {
     }
 
     /// Words of the quants of a group.
-    fn group_words(self) -> usize {
+    const fn group_words(self) -> usize {
         match self {
             Self::Q4_0 | Self::Q4_1 | Self::Q4K => 4 * PANEL,
             Self::Q5_0 | Self::Q5_1 | Self::Q5K => 5 * PANEL,

@@ -103,11 +103,30 @@ pub(super) struct Columns<'a> {
     pub(super) first: usize,
 }
 
+impl Columns<'_> {
+    /// How many rows there are, checked to fit `w` and `x`.
+    pub(super) fn rows(&self, w: &Panels, x: &[f32]) -> usize {
+        let m = self.y.len() / self.stride;
+        assert!(self.y.len() == m * self.stride && self.first + w.n <= self.stride);
+        assert!(x.len() == m * w.k);
+        m
+    }
+
+    /// Zeros for `n` columns.
+    pub(super) fn clear(self, n: usize) {
+        self.y.chunks_exact_mut(self.stride).for_each(|row| row[self.first..][..n].fill(0.0));
+    }
+
+    pub(super) fn output(self) -> Output {
+        Output { start: self.y[self.first..].as_mut_ptr(), stride: self.stride }
+    }
+}
+
 /// `y`, shared by tasks that write disjoint parts.
 #[derive(Clone, Copy)]
-struct Output {
-    start: *mut f32,
-    stride: usize,
+pub(super) struct Output {
+    pub(super) start: *mut f32,
+    pub(super) stride: usize,
 }
 
 // SAFETY: the tasks of one call write disjoint rectangles and end before the call does.
@@ -161,22 +180,16 @@ impl Grid {
 /// # Safety
 /// The CPU has the instructions of `K`.
 pub(super) unsafe fn run<K: TileKernel>(w: &Panels, round: bool, x: &[f32], y: Columns<'_>) {
-    let Columns { y, stride, first } = y;
-    let m = y.len() / stride;
-    assert!(x.len() == m * w.k && y.len() == m * stride && first + w.n <= stride);
+    let m = y.rows(w, x);
     assert!(w.storage == K::STORAGE || w.storage.is_compact() && K::STORAGE == Storage::F32);
-    if w.k == 0 {
-        y.chunks_exact_mut(stride).for_each(|row| row[first..][..w.n].fill(0.0));
-        return;
-    }
-    if w.n == 0 {
-        return;
+    if w.k == 0 || w.n == 0 {
+        return y.clear(w.n);
     }
     let tiles = m.div_ceil(K::MAX_ROWS);
     let threads = rayon::current_num_threads();
     let grid = Grid::new(tiles, w, K::MAX_ROWS, threads);
     let (across, down) = (w.count.div_ceil(grid.panels), tiles.div_ceil(grid.tiles));
-    let output = Output { start: y[first..].as_mut_ptr(), stride };
+    let output = y.output();
     // Tasks that share weights are neighbours, so that mostly one thread reads them.
     let task = |i: usize| {
         let (column, row) = (i / down, i % down);
@@ -201,7 +214,7 @@ pub(super) unsafe fn run<K: TileKernel>(w: &Panels, round: bool, x: &[f32], y: C
 }
 
 /// Part `i` of `parts` nearly equal ones of `0..whole`.
-fn share(whole: usize, parts: usize, i: usize) -> Range<usize> {
+pub(super) fn share(whole: usize, parts: usize, i: usize) -> Range<usize> {
     i * whole / parts..(i + 1) * whole / parts
 }
 

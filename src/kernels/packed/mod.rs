@@ -6,12 +6,17 @@
 //! from zero; every tile shape of a kernel keeps that order, and the blocks over k only park the
 //! chain in `y` (an exact f32 store). All f32 kernels with FMA (AVX-512, AVX2, aarch64) even agree
 //! with each other; the portable one without FMA rounds once more per step. The bf16 dot kernel adds
-//! k in pairs, by the instruction's own rules (subnormal inputs and results count as zero).
+//! k in pairs, the tile kernel 32 at a time, by the instructions' own rules (subnormal inputs and
+//! results count as zero). In f32 the tile kernel multiplies activations in three bf16 parts that add
+//! up to them: every product is exact, as in the other f32 kernels, and only the order of the sums is
+//! another.
 //!
 //! Bias is the caller's. The rooms: `pack` (the layout of the panels), `drive` (tasks and tiles),
 //! and one file of tile kernels per instruction set.
 #![allow(unsafe_code)] // One promise to the driver: the CPU has what the layer was packed for.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -30,6 +35,7 @@ use std::fmt;
 use half::{bf16, f16};
 
 use super::{BlockType, Precision};
+use crate::sys;
 use pack::{Panels, Storage};
 
 /// A weight matrix as in the checkpoint, row-major `[n, k]`: one row per output feature.
@@ -94,6 +100,8 @@ impl std::error::Error for PackError {}
 /// The instructions a layer computes with, chosen when it is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Isa {
+    /// Tiles of bf16; f32 activations in three parts.
+    Amx,
     /// f32 in 512 bits, and dot products of bf16 pairs.
     Avx512Bf16,
     /// f32 in 512 bits.
@@ -105,12 +113,13 @@ enum Isa {
 }
 
 impl Isa {
-    const ALL: [Isa; 4] = [Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
+    const ALL: [Isa; 5] = [Isa::Amx, Isa::Avx512Bf16, Isa::Avx512, Isa::Avx2, Isa::Portable];
 
     /// Whether this CPU has every instruction that the kernels of `self` use.
     fn available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         match self {
+            Isa::Amx => Isa::Avx512Bf16.available() && sys::amx::has_bf16(),
             Isa::Avx512Bf16 => Isa::Avx512.available() && is_x86_feature_detected!("avx512bf16"),
             Isa::Avx512 => is_x86_feature_detected!("avx512f"),
             Isa::Avx2 => {
@@ -172,6 +181,7 @@ impl PackedLinear {
         assert!(isa.available(), "{isa:?} is not available on this CPU");
         let storage = |weights: &Weights<'_>| match (precision, weights) {
             (Precision::Bf16, Weights::Blocks(..)) => panic!("blocks in bf16"),
+            (Precision::Bf16, _) | (_, Weights::Bf16(_)) if isa == Isa::Amx => Storage::Bf16Tiles,
             (Precision::Bf16, _) if isa == Isa::Avx512Bf16 => Storage::Bf16Pairs,
             (Precision::Bf16, _) | (_, Weights::Bf16(_)) => Storage::Bf16Columns,
             (_, Weights::F32(_)) => Storage::F32,
@@ -233,6 +243,8 @@ impl PackedLinear {
         unsafe {
             #[cfg(target_arch = "x86_64")]
             match (self.isa, w.storage) {
+                (Isa::Amx, Storage::Bf16Tiles) if round => return amx::run::<1>(w, x, y),
+                (Isa::Amx, Storage::Bf16Tiles) => return amx::run::<3>(w, x, y),
                 (Isa::Avx512Bf16, Storage::Bf16Pairs) => {
                     return run::<avx512bf16::Kernel>(w, round, x, y);
                 }
@@ -240,7 +252,7 @@ impl PackedLinear {
                     return run::<avx512::Kernel<true>>(w, round, x, y);
                 }
                 (
-                    Isa::Avx512Bf16 | Isa::Avx512,
+                    Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512,
                     Storage::F32 | Storage::F16 | Storage::Blocks(_),
                 ) => {
                     return run::<avx512::Kernel<false>>(w, round, x, y);
@@ -258,7 +270,9 @@ impl PackedLinear {
                     run::<portable::Kernel<false>>(w, round, x, y);
                 }
                 Storage::Bf16Columns => run::<portable::Kernel<true>>(w, round, x, y),
-                Storage::Bf16Pairs => unreachable!("packed for Avx512Bf16 alone"),
+                Storage::Bf16Pairs | Storage::Bf16Tiles => {
+                    unreachable!("packed for instructions that have their own kernels")
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 //! Columns (output features) come in panels of 32, the last one padded with zero weights; k comes in
 //! steps, and the steps in blocks of [`BLOCK`]. The panels of one block lie behind each other, then
 //! those of the next, so that a run of panels over one block, a *slab* each, is contiguous memory.
+//! `Bf16Tiles` knows no blocks: a panel over all of k is contiguous.
 //! One step of a panel is:
 //!
 //! | storage | k per step | cache lines | content |
@@ -10,6 +11,7 @@
 //! | `F32` | 1 | 2 | columns 0..32 |
 //! | `Bf16Columns` | 1 | 1 | 16 words, column j below, column j + 16 above |
 //! | `Bf16Pairs` | 2 | 2 | 32 words, one a column: even k below, odd k above |
+//! | `Bf16Tiles` | 2 | 2 | as `Bf16Pairs`; the steps padded with zeros to a multiple of 16 |
 //! | `F16` | 1 | 1 | 32 halves of words, columns 0..32 |
 //! | `Blocks` | 1 | | the table of `compact`, for each block of the file's format |
 #![allow(unsafe_code)] // The allocation is filled in parallel before its length is set, and viewed as smaller integers.
@@ -28,6 +30,9 @@ use crate::kernels::BlockType;
 pub(super) const PANEL: usize = 32;
 /// Steps in a block over k.
 pub(super) const BLOCK: usize = 512;
+
+/// Steps of a tile of `Bf16Tiles`.
+pub(super) const TILE_STEPS: usize = 16;
 
 /// Columns that packing turns at a time.
 const GROUP: usize = 4;
@@ -50,6 +55,7 @@ pub(super) enum Storage {
     F32,
     Bf16Columns,
     Bf16Pairs,
+    Bf16Tiles,
     /// Widened to `F32` before it is multiplied.
     F16,
     /// As `F16`.
@@ -57,17 +63,26 @@ pub(super) enum Storage {
 }
 
 impl Storage {
-    pub(super) fn step_k(self) -> usize {
-        if self == Storage::Bf16Pairs { 2 } else { 1 }
+    pub(super) const fn step_k(self) -> usize {
+        match self {
+            Storage::Bf16Pairs | Storage::Bf16Tiles => 2,
+            Storage::F32 | Storage::Bf16Columns | Storage::F16 | Storage::Blocks(_) => 1,
+        }
     }
 
     /// Lines of `steps` steps of a panel, from a block's start on.
-    pub(super) fn lines(self, steps: usize) -> usize {
+    pub(super) const fn lines(self, steps: usize) -> usize {
         match self {
-            Storage::F32 | Storage::Bf16Pairs => 2 * steps,
+            Storage::F32 | Storage::Bf16Pairs | Storage::Bf16Tiles => 2 * steps,
             Storage::Bf16Columns | Storage::F16 => steps,
             Storage::Blocks(of) => steps / of.elements() * of.panel_words() / LINE_WORDS,
         }
+    }
+
+    /// `k` in steps.
+    fn steps(self, k: usize) -> usize {
+        let steps = k.div_ceil(self.step_k());
+        if self == Storage::Bf16Tiles { steps.next_multiple_of(TILE_STEPS) } else { steps }
     }
 
     /// Whether slabs are widened to `F32` before kernels read them.
@@ -92,7 +107,7 @@ pub(super) struct Panels {
     pub(super) k: usize,
     /// `n` in panels.
     pub(super) count: usize,
-    /// `k` in steps.
+    /// `k` in steps, padding included.
     pub(super) steps: usize,
 }
 
@@ -112,7 +127,7 @@ impl Panels {
             n = n.checked_add(rows).ok_or(uncountable)?;
         }
         let count = n.div_ceil(PANEL);
-        let steps = k.div_ceil(storage.step_k());
+        let steps = storage.steps(k);
         let len = steps
             .checked_mul(size_of::<Line>() * 2)
             .and_then(|_| storage.lines(steps).checked_mul(count))
@@ -130,15 +145,23 @@ impl Panels {
                 fill_slab(slab, parts, k, storage, panel, block * BLOCK);
             };
             let slab_lines = storage.lines(BLOCK);
-            let (whole, last) = spare.split_at_mut((steps / BLOCK) * count * slab_lines);
-            whole
-                .par_chunks_mut(slab_lines)
-                .enumerate()
-                .for_each(|(i, slab)| fill(i / count, i % count, slab));
-            if !last.is_empty() {
-                last.par_chunks_mut(storage.lines(steps % BLOCK))
+            if storage == Storage::Bf16Tiles {
+                let panels = spare.par_chunks_mut(storage.lines(steps));
+                panels.enumerate().for_each(|(panel, lines)| {
+                    let slabs = lines.chunks_mut(slab_lines).enumerate();
+                    slabs.for_each(|(block, slab)| fill(block, panel, slab));
+                });
+            } else {
+                let (whole, last) = spare.split_at_mut((steps / BLOCK) * count * slab_lines);
+                whole
+                    .par_chunks_mut(slab_lines)
                     .enumerate()
-                    .for_each(|(panel, slab)| fill(steps / BLOCK, panel, slab));
+                    .for_each(|(i, slab)| fill(i / count, i % count, slab));
+                if !last.is_empty() {
+                    last.par_chunks_mut(storage.lines(steps % BLOCK))
+                        .enumerate()
+                        .for_each(|(panel, slab)| fill(steps / BLOCK, panel, slab));
+                }
             }
         }
         // SAFETY: the capacity is at least `len`, and the chunks above cover the first `len` lines,
@@ -149,6 +172,17 @@ impl Panels {
 
     pub(super) fn bytes(&self) -> usize {
         self.lines.capacity() * size_of::<Line>()
+    }
+
+    /// A panel over all of k, of `Bf16Tiles`.
+    pub(super) fn panel(&self, panel: usize) -> &[Line] {
+        let length = self.storage.lines(self.steps);
+        &self.lines[panel * length..][..length]
+    }
+
+    /// Where a panel of `Bf16Tiles` begins, to be fetched early; it need not exist.
+    pub(super) fn panel_start(&self, panel: usize) -> *const Line {
+        self.lines.as_ptr().wrapping_add(panel * self.storage.lines(self.steps))
     }
 
     /// The slabs of `panels` over the block from step `first` of `steps` steps: contiguous, each
@@ -232,7 +266,7 @@ fn fill_slab(
                     }
                 }
                 Storage::Blocks(_) => unreachable!("filled block by block"),
-                Storage::Bf16Pairs => {
+                Storage::Bf16Pairs | Storage::Bf16Tiles => {
                     let (pairs, odd) =
                         as_bf16(source(column), &mut halves[0][..k1 - k0]).as_chunks();
                     for (to, &[even, odd]) in to.iter_mut().zip(pairs) {
