@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::compact;
+use super::compact::{self, Unwritten};
 use super::drive::{ACT_STRIDE, Tile, TileKernel, lines_ahead};
 use super::pack::{Line, PANEL, Storage};
 
@@ -18,7 +18,7 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
         if rows <= 1 { 2 } else { 1 }
     }
 
-    unsafe fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [[f32; PANEL]]) {
+    unsafe fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [Unwritten]) {
         // SAFETY: the CPU is the caller's promise.
         unsafe { widen(storage, slab, first, out) };
     }
@@ -41,18 +41,17 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [[f32; PANEL]]) {
-    compact::widen_slab(storage, slab, first, out, |halves| {
-        let mut floats = [0.0; PANEL];
-        let (from, _) = halves.as_chunks::<8>();
-        for (to, from) in floats.as_chunks_mut::<8>().0.iter_mut().zip(from) {
-            // SAFETY: 8 halves of words are read, 8 floats are written.
-            unsafe {
-                let from = _mm_loadu_si128(from.as_ptr().cast());
-                _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(from));
+fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [Unwritten]) {
+    compact::widen(storage, slab, first, out, |from, to| {
+        for (from, to) in from.iter().zip(to) {
+            for at in (0..PANEL).step_by(8) {
+                // SAFETY: 8 of the row's halves are read, and as many of its floats written.
+                unsafe {
+                    let from = _mm_loadu_si128(from.as_ptr().add(at).cast());
+                    _mm256_storeu_ps(to.as_mut_ptr().cast::<f32>().add(at), _mm256_cvtph_ps(from));
+                }
             }
         }
-        floats
     });
 }
 

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::compact;
+use super::compact::{self, Unwritten};
 use super::drive::{ACT_STRIDE, Tile, TileKernel, lines_ahead};
 use super::pack::{Line, PANEL, Storage};
 
@@ -22,7 +22,7 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
         }
     }
 
-    unsafe fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [[f32; PANEL]]) {
+    unsafe fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [Unwritten]) {
         // SAFETY: the CPU is the caller's promise.
         unsafe { widen(storage, slab, first, out) };
     }
@@ -56,18 +56,17 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
 }
 
 #[target_feature(enable = "avx512f")]
-fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [[f32; PANEL]]) {
-    compact::widen_slab(storage, slab, first, out, |halves| {
-        let mut floats = [0.0; PANEL];
-        let (from, _) = halves.as_chunks::<16>();
-        for (to, from) in floats.as_chunks_mut::<16>().0.iter_mut().zip(from) {
-            // SAFETY: 16 halves of words are read, 16 floats are written.
-            unsafe {
-                let from = _mm256_loadu_si256(from.as_ptr().cast());
-                _mm512_storeu_ps(to.as_mut_ptr(), _mm512_cvtph_ps(from));
+fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [Unwritten]) {
+    compact::widen(storage, slab, first, out, |from, to| {
+        for (from, to) in from.iter().zip(to) {
+            for at in (0..PANEL).step_by(16) {
+                // SAFETY: 16 of the row's halves are read, and as many of its floats written.
+                unsafe {
+                    let from = _mm256_loadu_si256(from.as_ptr().add(at).cast());
+                    _mm512_storeu_ps(to.as_mut_ptr().cast::<f32>().add(at), _mm512_cvtph_ps(from));
+                }
             }
         }
-        floats
     });
 }
 

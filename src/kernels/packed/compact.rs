@@ -22,8 +22,11 @@
 //!
 //! The scales and mins of `Q4_K` and `Q5_K` have 8 bits instead of 6, which adds less than 3%.
 
+#![allow(unsafe_code)] // Rows are written where nothing was before; fetching takes a pointer.
+
+use std::mem::MaybeUninit;
+
 use half::f16;
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::pack::{Line, PANEL, Storage};
 use crate::kernels::blocks::{Block, BlockType};
@@ -34,7 +37,9 @@ pub(super) const GROUP: usize = 32;
 const HALF: usize = GROUP / 2;
 
 /// One value a column.
-type Columns<T> = [T; PANEL];
+pub(super) type Columns<T> = [T; PANEL];
+/// Where a row of values is to be written.
+pub(super) type Unwritten = MaybeUninit<Columns<f32>>;
 
 /// How the bits above the lower four are kept.
 const NONE: u32 = 0;
@@ -55,6 +60,10 @@ impl BlockType {
             Self::Q4K | Self::Q5K => 32 + 8 * 8 + 8 * 8,
             Self::Q6K => 16 + 16 * 8,
         }
+    }
+
+    const fn has_m(self) -> bool {
+        matches!(self, Self::Q4_1 | Self::Q5_1 | Self::Q4K | Self::Q5K)
     }
 
     /// Words of the quants of a group.
@@ -88,7 +97,7 @@ pub(super) fn put(of: BlockType, bytes: &[u8], words: &mut [u32], column: usize)
         BlockType::Q6K => scales(64, &block.scales),
         _ => {}
     }
-    if matches!(of, BlockType::Q4_1 | BlockType::Q5_1 | BlockType::Q4K | BlockType::Q5K) {
+    if of.has_m() {
         head[64 + 2 * column..][..2].copy_from_slice(&block.m.to_le_bytes());
     }
     for (group, quants) in groups
@@ -121,54 +130,73 @@ pub(super) fn put(of: BlockType, bytes: &[u8], words: &mut [u32], column: usize)
     }
 }
 
-/// Widens the steps from `first` on of a panel's slab, as many as `out` has. `halves` widens half
-/// precision.
+/// Widens the steps from `first` on of a panel's slab, as many as `out` has: of blocks whole groups.
+/// The values are those of `BlockType::widen_into`, bit for bit, and all of `out` is written.
+/// `halves` widens half precision, as many rows as it is given.
 #[inline(always)]
-pub(super) fn widen_slab(
+pub(super) fn widen(
     storage: Storage,
     slab: &[Line],
     first: usize,
-    out: &mut [Columns<f32>],
-    halves: impl Fn(&Columns<u16>) -> Columns<f32> + Copy,
+    out: &mut [Unwritten],
+    halves: impl Fn(&[Columns<u16>], &mut [Unwritten]) + Copy,
 ) {
-    let words = bytemuck::cast_slice(slab);
+    use BlockType::*;
+    // Each type gets code of its own: what `blocks` asks of it is known there.
     match storage {
+        Storage::Blocks(Q4_0) => blocks(Q4_0, slab, first, out, halves),
+        Storage::Blocks(Q4_1) => blocks(Q4_1, slab, first, out, halves),
+        Storage::Blocks(Q5_0) => blocks(Q5_0, slab, first, out, halves),
+        Storage::Blocks(Q5_1) => blocks(Q5_1, slab, first, out, halves),
+        Storage::Blocks(Q8_0) => blocks(Q8_0, slab, first, out, halves),
+        Storage::Blocks(Q4K) => blocks(Q4K, slab, first, out, halves),
+        Storage::Blocks(Q5K) => blocks(Q5K, slab, first, out, halves),
+        Storage::Blocks(Q6K) => blocks(Q6K, slab, first, out, halves),
         Storage::F16 => {
-            let slab: &[u16] = bytemuck::cast_slice(words);
-            let slab: &[f16] = slab[first * PANEL..][..out.len() * PANEL].reinterpret_cast();
-            slab.convert_to_f32_slice(out.as_flattened_mut());
+            let rows: &[Columns<u16>] = bytemuck::cast_slice(slab);
+            let rows = rows[first..][..out.len()].chunks(GROUP);
+            for (rows, out) in rows.zip(out.chunks_mut(GROUP)) {
+                fetch_ahead(bytemuck::cast_slice(rows));
+                halves(rows, out);
+            }
         }
-        Storage::Blocks(of) => widen(of, words, first, out, halves),
         _ => unreachable!("a storage that is multiplied as it is"),
     }
 }
 
-/// Widens whole groups of steps of a panel's slab, the first from step `first` on. The same values as `BlockType::widen_into`, bit for bit.
 #[inline(always)]
-fn widen(
+fn blocks(
     of: BlockType,
-    slab: &[u32],
+    slab: &[Line],
     first: usize,
-    out: &mut [Columns<f32>],
-    halves: impl Fn(&Columns<u16>) -> Columns<f32> + Copy,
+    out: &mut [Unwritten],
+    halves: impl Fn(&[Columns<u16>], &mut [Unwritten]) + Copy,
 ) {
+    let slab: &[u32] = bytemuck::cast_slice(slab);
     let in_block = of.elements() / GROUP;
+    assert!(out.len().is_multiple_of(GROUP), "whole groups");
     for (i, out) in (first / GROUP..).zip(out.as_chunks_mut::<GROUP>().0) {
         let block = &slab[i / in_block * of.panel_words()..][..of.panel_words()];
         let i = i % in_block;
         let (head, groups) = block.split_at(of.head_words());
         let group = groups[i * of.group_words()..][..of.group_words()].as_chunks::<PANEL>().0;
-        let words = |at: usize| halves(bytemuck::cast_ref(word_array::<16>(head, at)));
-        let bytes = |at: usize| -> &Columns<u8> { bytemuck::cast_ref(word_array::<8>(head, at)) };
-        let d = words(0);
+        fetch_ahead(group.as_flattened());
+        let bytes = |at: usize| -> Columns<u8> {
+            bytemuck::cast(*head[at..].first_chunk::<8>().expect("inside a block's head"))
+        };
+        let mut dm = [Unwritten::new([0.0; PANEL]); 2];
+        let there = if of.has_m() { 2 } else { 1 };
+        halves(bytemuck::cast_slice(&head[..16 * there]), &mut dm[..there]);
+        // SAFETY: zeros, where nothing else was written.
+        let [d, m] = unsafe { [dm[0].assume_init(), dm[1].assume_init()] };
         match of {
             BlockType::Q4_0 => quants::<NONE, 8, false>(group, [&d; 2], &d, out),
             BlockType::Q5_0 => quants::<FIFTH, 16, false>(group, [&d; 2], &d, out),
-            BlockType::Q4_1 => quants::<NONE, 0, true>(group, [&d; 2], &words(16), out),
-            BlockType::Q5_1 => quants::<FIFTH, 0, true>(group, [&d; 2], &words(16), out),
+            BlockType::Q4_1 => quants::<NONE, 0, true>(group, [&d; 2], &m, out),
+            BlockType::Q5_1 => quants::<FIFTH, 0, true>(group, [&d; 2], &m, out),
             BlockType::Q8_0 => signed_bytes(bytemuck::cast_slice(group), &d, out),
             BlockType::Q4K | BlockType::Q5K => {
-                let (mut d, mut m) = (d, words(16));
+                let (mut d, mut m) = (d, m);
                 let (scales, mins) = (bytes(32 + 8 * i), bytes(96 + 8 * i));
                 for c in 0..PANEL {
                     d[c] *= f32::from(scales[c]);
@@ -196,46 +224,102 @@ fn widen(
     }
 }
 
-fn word_array<const N: usize>(words: &[u32], at: usize) -> &[u32; N] {
-    words[at..].first_chunk().expect("inside a block's head")
+/// Asks for what lies two groups further: hardware stops at the end of a page, and where the
+/// groups of several panels take turns.
+#[inline(always)]
+fn fetch_ahead(group: &[u32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for at in (0..group.len()).step_by(16) {
+            let ahead = group.as_ptr().wrapping_add(2 * group.len() + at);
+            // SAFETY: fetching reads nothing, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = group;
 }
 
 /// `(q - OFFSET) d`, and with `MIN` then `+ m`; `d` of the group's first and second half.
 #[inline(always)]
-fn quants<const HIGH: u32, const OFFSET: i32, const MIN: bool>(
+fn quants<const HIGH: u32, const OFFSET: u32, const MIN: bool>(
     group: &[Columns<u32>],
     d: [&Columns<f32>; 2],
     m: &Columns<f32>,
-    out: &mut [Columns<f32>; GROUP],
+    out: &mut [Unwritten; GROUP],
 ) {
     for (i, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-        let (low, d) = (&group[i], d[i / 2]);
-        for (j, out) in out.iter_mut().enumerate() {
-            for c in 0..PANEL {
-                let low = low[c] >> (4 * j) & 15;
-                let high = match HIGH {
-                    FIFTH => (group[4][c] >> (8 * i + j) & 1) << 4,
-                    FIFTH_AND_SIXTH => (group[4 + i / 2][c] >> (2 * (8 * (i % 2) + j)) & 3) << 4,
-                    _ => 0,
-                };
-                let product = ((low | high) as i32 - OFFSET) as f32 * d[c];
-                out[c] = if MIN { product + m[c] } else { product };
+        // The bits of these eight steps, lowest. (`map` would be a call, without vectors.)
+        let mut high = [0; PANEL];
+        for c in 0..PANEL {
+            match HIGH {
+                FIFTH => high[c] = group[4][c] >> (8 * i),
+                FIFTH_AND_SIXTH => high[c] = group[4 + i / 2][c] >> (16 * (i % 2)),
+                _ => {}
             }
         }
+        let (low, d) = (&group[i], d[i / 2]);
+        out[0].write(step::<0, HIGH, OFFSET, MIN>(low, &high, d, m));
+        out[1].write(step::<1, HIGH, OFFSET, MIN>(low, &high, d, m));
+        out[2].write(step::<2, HIGH, OFFSET, MIN>(low, &high, d, m));
+        out[3].write(step::<3, HIGH, OFFSET, MIN>(low, &high, d, m));
+        out[4].write(step::<4, HIGH, OFFSET, MIN>(low, &high, d, m));
+        out[5].write(step::<5, HIGH, OFFSET, MIN>(low, &high, d, m));
+        out[6].write(step::<6, HIGH, OFFSET, MIN>(low, &high, d, m));
+        out[7].write(step::<7, HIGH, OFFSET, MIN>(low, &high, d, m));
     }
+}
+
+/// Step `J` of eight: every shift is known, so that there is one a column and no more.
+#[inline(always)]
+fn step<const J: usize, const HIGH: u32, const OFFSET: u32, const MIN: bool>(
+    low: &Columns<u32>,
+    high: &Columns<u32>,
+    d: &Columns<f32>,
+    m: &Columns<f32>,
+) -> Columns<f32> {
+    // As the lowest bits of a float of this size, a whole number is that much more.
+    const BASE: u32 = 1 << 23;
+    let base = (BASE as f32).to_bits();
+    let mut row = [0.0; PANEL];
+    for c in 0..PANEL {
+        let low = low[c] >> (4 * J) & 0xf;
+        let high = match HIGH {
+            FIFTH => to_bit_4(high[c], J) & 0x10,
+            FIFTH_AND_SIXTH => to_bit_4(high[c], 2 * J) & 0x30,
+            _ => 0,
+        };
+        let q = f32::from_bits(low | high | base) - (BASE + OFFSET) as f32;
+        let product = q * d[c];
+        row[c] = if MIN { product + m[c] } else { product };
+    }
+    row
+}
+
+/// Moves bit `from` to bit 4.
+#[inline(always)]
+fn to_bit_4(bits: u32, from: usize) -> u32 {
+    if from < 4 { bits << (4 - from) } else { bits >> (from - 4) }
 }
 
 /// `q d`
 #[inline(always)]
-fn signed_bytes(group: &[Columns<i8>], d: &Columns<f32>, out: &mut [Columns<f32>; GROUP]) {
+fn signed_bytes(group: &[Columns<i8>], d: &Columns<f32>, out: &mut [Unwritten; GROUP]) {
+    let d = *d;
     for (quants, out) in group.iter().zip(out) {
+        let quants = *quants;
+        let mut row = [0.0; PANEL];
         for c in 0..PANEL {
-            out[c] = f32::from(quants[c]) * d[c];
+            row[c] = f32::from(quants[c]) * d[c];
         }
+        out.write(row);
     }
 }
 
 /// For CPUs without instructions for it.
-pub(super) fn halves(from: &Columns<u16>) -> Columns<f32> {
-    from.map(|bits| f16::from_bits(bits).to_f32())
+pub(super) fn halves(from: &[Columns<u16>], to: &mut [Unwritten]) {
+    for (from, to) in from.iter().zip(to) {
+        to.write(from.map(|bits| f16::from_bits(bits).to_f32()));
+    }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::compact::{self, GROUP};
+use super::compact::{self, GROUP, Unwritten};
 use super::pack::{BLOCK, Line, PANEL, Panels, Storage};
 
 /// The most rows a tile of any kernel has.
@@ -82,8 +82,8 @@ pub(super) trait TileKernel {
     ///
     /// # Safety
     /// The CPU has the kernel's instructions.
-    unsafe fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [[f32; PANEL]]) {
-        compact::widen_slab(storage, slab, first, out, compact::halves);
+    unsafe fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [Unwritten]) {
+        compact::widen(storage, slab, first, out, compact::halves);
     }
 
     /// `y += acts · slab` for a tile of `rows` rows and `panels` panels, whose slabs follow one
@@ -263,13 +263,13 @@ unsafe fn widening_task<K: TileKernel>(work: Work<'_>, tiles: Range<usize>, pane
             let group = panel..(panel + WIDENED_PANELS).min(panels.end);
             for offset in (0..block_steps).step_by(piece) {
                 let steps = (block_steps - offset).min(piece);
-                // SAFETY: the array has lines for that many steps of each panel, every bit pattern is
-                // a valid float, and `widen` writes them all before they are read.
+                // SAFETY: the array has two lines for each step of each panel, which is a row, and
+                // `widen` writes every row before they are read as lines.
                 let slabs = unsafe {
-                    let floats = widened.as_mut_ptr().cast::<[f32; PANEL]>();
+                    let rows = widened.as_mut_ptr().cast::<Unwritten>();
                     for (i, panel) in group.clone().enumerate() {
                         let slab = w.slabs(block, block_steps, panel..panel + 1);
-                        let out = floats.add(i * steps);
+                        let out = rows.add(i * steps);
                         let out = std::slice::from_raw_parts_mut(out, steps);
                         K::widen(w.storage, slab, offset, out);
                     }
