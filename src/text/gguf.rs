@@ -81,7 +81,7 @@ fn both(first: Value, second: Value) -> Value {
 /// # Errors
 /// `InvalidModel` for a tokenizer of another kind than byte-level BPE behind a known split into
 /// words, and for metadata that contradict themselves.
-pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
+pub(crate) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
     let model = gguf.require("tokenizer.ggml.model")?;
     if model.string()? != "gpt2" {
         return Err(model.unexpected(

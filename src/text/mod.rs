@@ -13,6 +13,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(any(fuzzing, test))]
 pub use clean::MARKERS;
 pub(crate) use clean::clean;
+#[cfg(fuzzing)]
+pub(crate) use gguf::tokenizer_json;
 pub(crate) use growing::{Growing, Next, View};
 pub(crate) use tokenizer::{Special, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
