@@ -37,9 +37,9 @@ pub(super) const GROUP: usize = 32;
 const HALF: usize = GROUP / 2;
 
 /// One value a column.
-pub(super) type Columns<T> = [T; PANEL];
+pub(super) type PerColumn<T> = [T; PANEL];
 /// Where a row of values is to be written.
-pub(super) type Unwritten = MaybeUninit<Columns<f32>>;
+pub(super) type Unwritten = MaybeUninit<PerColumn<f32>>;
 
 /// How the bits above the lower four are kept.
 const NONE: u32 = 0;
@@ -139,7 +139,7 @@ pub(super) fn widen(
     slab: &[Line],
     first: usize,
     out: &mut [Unwritten],
-    halves: impl Fn(&[Columns<u16>], &mut [Unwritten]) + Copy,
+    halves: impl Fn(&[PerColumn<u16>], &mut [Unwritten]) + Copy,
 ) {
     use BlockType::*;
     // Each type gets code of its own: what `blocks` asks of it is known there.
@@ -153,7 +153,7 @@ pub(super) fn widen(
         Storage::Blocks(Q5K) => blocks(Q5K, slab, first, out, halves),
         Storage::Blocks(Q6K) => blocks(Q6K, slab, first, out, halves),
         Storage::F16 => {
-            let rows: &[Columns<u16>] = bytemuck::cast_slice(slab);
+            let rows: &[PerColumn<u16>] = bytemuck::cast_slice(slab);
             let rows = rows[first..][..out.len()].chunks(GROUP);
             for (rows, out) in rows.zip(out.chunks_mut(GROUP)) {
                 fetch_ahead(bytemuck::cast_slice(rows));
@@ -170,7 +170,7 @@ fn blocks(
     slab: &[Line],
     first: usize,
     out: &mut [Unwritten],
-    halves: impl Fn(&[Columns<u16>], &mut [Unwritten]) + Copy,
+    halves: impl Fn(&[PerColumn<u16>], &mut [Unwritten]) + Copy,
 ) {
     let slab: &[u32] = bytemuck::cast_slice(slab);
     let in_block = of.elements() / GROUP;
@@ -181,7 +181,7 @@ fn blocks(
         let (head, groups) = block.split_at(of.head_words());
         let group = groups[i * of.group_words()..][..of.group_words()].as_chunks::<PANEL>().0;
         fetch_ahead(group.as_flattened());
-        let bytes = |at: usize| -> Columns<u8> {
+        let bytes = |at: usize| -> PerColumn<u8> {
             bytemuck::cast(*head[at..].first_chunk::<8>().expect("inside a block's head"))
         };
         let mut dm = [Unwritten::new([0.0; PANEL]); 2];
@@ -244,9 +244,9 @@ fn fetch_ahead(group: &[u32]) {
 /// `(q - OFFSET) d`, and with `MIN` then `+ m`; `d` of the group's first and second half.
 #[inline(always)]
 fn quants<const HIGH: u32, const OFFSET: u32, const MIN: bool>(
-    group: &[Columns<u32>],
-    d: [&Columns<f32>; 2],
-    m: &Columns<f32>,
+    group: &[PerColumn<u32>],
+    d: [&PerColumn<f32>; 2],
+    m: &PerColumn<f32>,
     out: &mut [Unwritten; GROUP],
 ) {
     for (i, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
@@ -274,11 +274,11 @@ fn quants<const HIGH: u32, const OFFSET: u32, const MIN: bool>(
 /// Step `J` of eight: every shift is known, so that there is one a column and no more.
 #[inline(always)]
 fn step<const J: usize, const HIGH: u32, const OFFSET: u32, const MIN: bool>(
-    low: &Columns<u32>,
-    high: &Columns<u32>,
-    d: &Columns<f32>,
-    m: &Columns<f32>,
-) -> Columns<f32> {
+    low: &PerColumn<u32>,
+    high: &PerColumn<u32>,
+    d: &PerColumn<f32>,
+    m: &PerColumn<f32>,
+) -> PerColumn<f32> {
     // As the lowest bits of a float of this size, a whole number is that much more.
     const BASE: u32 = 1 << 23;
     let base = (BASE as f32).to_bits();
@@ -305,7 +305,7 @@ fn to_bit_4(bits: u32, from: usize) -> u32 {
 
 /// `q d`
 #[inline(always)]
-fn signed_bytes(group: &[Columns<i8>], d: &Columns<f32>, out: &mut [Unwritten; GROUP]) {
+fn signed_bytes(group: &[PerColumn<i8>], d: &PerColumn<f32>, out: &mut [Unwritten; GROUP]) {
     let d = *d;
     for (quants, out) in group.iter().zip(out) {
         let quants = *quants;
@@ -318,7 +318,7 @@ fn signed_bytes(group: &[Columns<i8>], d: &Columns<f32>, out: &mut [Unwritten; G
 }
 
 /// For CPUs without instructions for it.
-pub(super) fn halves(from: &[Columns<u16>], to: &mut [Unwritten]) {
+pub(super) fn halves(from: &[PerColumn<u16>], to: &mut [Unwritten]) {
     for (from, to) in from.iter().zip(to) {
         to.write(from.map(|bits| f16::from_bits(bits).to_f32()));
     }
