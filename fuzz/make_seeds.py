@@ -192,6 +192,8 @@ def stream():
     # Found by this target: two tokens share a character, and only the second is at the threshold.
     seed("stream", "characters-shared", b"\1", new_stream(windows=(5, 2), threshold="one, two", hysteresis=2),
          *[push(piece) for piece in CHUNKED["composed"][1:]])
+    # Found by reading: the prompt's newline is over the limit.
+    seed("stream", "exactly-the-limit", b"\0", new_stream(prompt="x" * 80), push("y" * 80))
     words = [push(piece) for piece in CHUNKED["words"]]
     for family in range(2):
         begin = bytes([family]) + new_stream(prompt="the dog, and", threshold="and so on")

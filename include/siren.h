@@ -144,7 +144,7 @@
 #define SIREN_POISONED 16
 
 /**
- * The process was forked after the guard was opened.
+ * The process was forked after the guard was opened, or while one was being opened.
  */
 #define SIREN_FORKED 17
 
@@ -914,7 +914,8 @@ int32_t siren_error_init(struct siren_error *error, uint32_t struct_size);
  *
  * `options` may be NULL: the demo guard on the best device. Blocks while files are read, and
  * fetched when the model is a hub repository. `guard` must not be NULL; `*guard` is untouched on
- * failure. The caller frees the guard with `siren_free`. `error` may be NULL. Any thread.
+ * failure. The caller frees the guard with `siren_free`. `error` may be NULL. Any thread; a child
+ * that was forked while another thread was in here gets `SIREN_FORKED`.
  */
 int32_t siren_open(const struct siren_open_options *options,
                    struct siren_guard **guard,

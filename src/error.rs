@@ -40,7 +40,7 @@ pub enum Status {
     DeadlineExceeded = 15,
     /// An earlier panic broke this guard; open a new one.
     Poisoned = 16,
-    /// The process was forked after the guard was opened.
+    /// The process was forked after the guard was opened, or while one was being opened.
     Forked = 17,
     /// The model computed a value that is not a finite score.
     NonFinite = 18,

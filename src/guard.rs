@@ -85,8 +85,9 @@ impl Guard {
     /// model is a hub repository).
     ///
     /// # Errors
-    /// `NotFound`, `Io`, `InvalidModel`, `Unsupported`, `InvalidArgument`, `OutOfMemory`, and the
-    /// hub's `Network`, `Unauthorized` and `Offline`.
+    /// `NotFound`, `Io`, `InvalidModel`, `Unsupported`, `InvalidArgument`, `OutOfMemory`, `Forked`
+    /// (by another thread, while a guard was being opened), and the hub's `Network`,
+    /// `Unauthorized` and `Offline`.
     pub fn open(options: OpenOptions) -> Result<Self> {
         let start = Instant::now();
         let opened = Self::open_unlogged(options);

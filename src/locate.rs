@@ -14,6 +14,8 @@ pub(crate) const BACKBONE_DIR: &str = "backbone";
 /// Names the directory that holds `models/demo`, over every other place.
 const DATA_DIR_VARIABLE: &str = "SIREN_DATA_DIR";
 const DEMO: &str = "models/demo";
+/// Stands beside `models` in the source tree: a `models/demo` alone may be anybody's.
+const MANIFEST: &str = "Cargo.toml";
 /// Where an installation keeps its data, below its prefix.
 const SHARE_DIR: &str = "share/libsiren";
 
@@ -116,7 +118,8 @@ fn demo(data_dir: Option<&Path>) -> Result<PathBuf> {
         // PREFIX/lib or PREFIX/bin, and a build directory somewhere inside the source tree.
         let directories = module.ancestors().skip(1);
         places.extend(directories.clone().skip(1).take(2).map(|dir| dir.join(SHARE_DIR)));
-        places.extend(directories.skip(1).map(Path::to_owned));
+        let is_source = |dir: &&Path| dir.join(MANIFEST).is_file();
+        places.extend(directories.skip(1).filter(is_source).map(Path::to_owned));
     }
     let places: Vec<PathBuf> = places.into_iter().map(|dir| dir.join(DEMO)).collect();
     places.iter().find(|dir| dir.join(artifact::CONFIG_FILE).is_file()).cloned().ok_or_else(|| {

@@ -96,6 +96,11 @@ impl Model {
         self.options.prompt.as_deref().unwrap_or_default()
     }
 
+    /// Bytes before the first pushed one: those of the prompt and its newline.
+    fn lead(&self) -> usize {
+        if self.prompt().is_empty() { 0 } else { self.prompt().len() + 1 }
+    }
+
     fn threshold(&self) -> f64 {
         self.options.threshold.unwrap_or(DEFAULT_THRESHOLD)
     }
@@ -137,7 +142,7 @@ impl Model {
                     Status::InvalidUtf8 => {
                         utf8.is_some_and(|e| step.last || e.error_len().is_some())
                     }
-                    Status::LimitExceeded => self.prompt().len() + bytes.len() > MAX_TEXT_BYTES,
+                    Status::LimitExceeded => self.lead() + bytes.len() > MAX_TEXT_BYTES,
                     _ => false,
                 };
                 assert!(is_expected, "{e}");
@@ -161,9 +166,7 @@ impl Model {
             self.options,
             self.text()
         );
-        // The prompt and its newline are no pushed bytes.
-        let lead = if self.prompt().is_empty() { 0 } else { self.prompt().len() + 1 };
-        let pushed = |at: usize| at.saturating_sub(lead);
+        let pushed = |at: usize| at.saturating_sub(self.lead());
         let window = |w: siren::BestWindow| (w.count, w.index);
         assert_eq!(push.window.map(window), score.window.map(window), "{whole:?}");
         let bytes = push.window.map(|w| (w.start, w.end));

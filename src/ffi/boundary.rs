@@ -1,7 +1,7 @@
 //! What every entry point goes through.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::error::{self, siren_error};
 use super::version::SIREN_OK;
@@ -28,8 +28,9 @@ pub(super) fn enter(out: *mut siren_error, body: impl FnOnce() -> Result<()>) ->
 
 /// The default hook prints to stderr even when the panic is caught; this library prints nothing.
 fn quiet_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    // Not a Once: a child that is forked while another thread is in there would wait for it.
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.swap(true, Ordering::Relaxed) {
         std::panic::set_hook(Box::new(|info| ::log::error!("{info}")));
-    });
+    }
 }

@@ -31,7 +31,8 @@ impl Kind for siren_guard {
 ///
 /// `options` may be NULL: the demo guard on the best device. Blocks while files are read, and
 /// fetched when the model is a hub repository. `guard` must not be NULL; `*guard` is untouched on
-/// failure. The caller frees the guard with `siren_free`. `error` may be NULL. Any thread.
+/// failure. The caller frees the guard with `siren_free`. `error` may be NULL. Any thread; a child
+/// that was forked while another thread was in here gets `SIREN_FORKED`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn siren_open(
     options: *const siren_open_options,

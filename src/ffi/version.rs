@@ -43,7 +43,7 @@ pub const SIREN_CANCELLED: i32 = 14;
 pub const SIREN_DEADLINE_EXCEEDED: i32 = 15;
 /// An earlier panic broke this guard; open a new one.
 pub const SIREN_POISONED: i32 = 16;
-/// The process was forked after the guard was opened.
+/// The process was forked after the guard was opened, or while one was being opened.
 pub const SIREN_FORKED: i32 = 17;
 /// The model computed a value that is not a finite score.
 pub const SIREN_NON_FINITE: i32 = 18;

@@ -18,7 +18,7 @@ use crate::prefix_cache::PrefixCache;
 use crate::readout::{Head, Selection};
 use crate::schedule::{Callbacks, Limits, Scheduler};
 use crate::stream::Live;
-use crate::sys::process::Home;
+use crate::sys::process::{Home, Opening};
 use crate::text::Tokenizer;
 
 /// Tokens of one pass: past this, a CPU computes no faster for more of them.
@@ -28,6 +28,7 @@ const POOL_STACK_BYTES: usize = 4 << 20;
 
 impl Guard {
     pub(super) fn open_unlogged(options: OpenOptions) -> Result<Self> {
+        let _opening = Opening::begin()?;
         options.check()?;
         let device = device(&options.device)?;
         let precision = precision(options.dtype, &device)?;

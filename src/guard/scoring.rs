@@ -16,6 +16,12 @@ use crate::windows::Layout;
 /// The token ids of a text, or of each of its windows, special ones included.
 type Sequences = Vec<Arc<[u32]>>;
 
+/// How a call's texts are read and judged.
+struct Rules {
+    threshold: f64,
+    layout: Option<Layout>,
+}
+
 /// What the results of a call's jobs are made into.
 struct Plan {
     threshold: f64,
@@ -38,7 +44,8 @@ impl Core {
     ) -> Result<Vec<Result<Score>>> {
         self.check()?;
         options.control.check()?;
-        let (plan, jobs) = self.plan(inputs, options)?;
+        let rules = self.rules(inputs.len(), options)?;
+        let (plan, jobs) = self.plan(inputs, rules, &options.control);
         let ran = self.scheduler.run(jobs, &options.control)?;
         Ok(self.conclude(plan, ran))
     }
@@ -52,21 +59,14 @@ impl Core {
         let core = self.clone();
         let begin = || {
             self.check()?;
-            self.check_options(inputs.len(), &options)?;
+            let rules = self.rules(inputs.len(), &options)?;
             Ok(move |completion: Completion<_>| {
-                let planned = {
-                    let inputs: Vec<_> = inputs.iter().map(OwnedInput::as_input).collect();
-                    core.plan(&inputs, &options)
-                };
-                match planned {
-                    Err(error) => completion.answer(Err(error)),
-                    Ok((plan, jobs)) => {
-                        let concludes = core.clone();
-                        core.submit(jobs, options.control, move |ran| {
-                            completion.answer(ran.map(|ran| concludes.conclude(plan, ran)));
-                        });
-                    }
-                }
+                let inputs: Vec<_> = inputs.iter().map(OwnedInput::as_input).collect();
+                let (plan, jobs) = core.plan(&inputs, rules, &options.control);
+                let concludes = core.clone();
+                core.submit(jobs, options.control, move |ran| {
+                    completion.answer(ran.map(|ran| concludes.conclude(plan, ran)));
+                });
             })
         };
         self.detach(begin, done)
@@ -89,19 +89,19 @@ impl Core {
         Ok(())
     }
 
-    fn check_options(&self, count: usize, options: &ScoreOptions) -> Result<(f64, Option<Layout>)> {
+    /// What `options` come to for `count` inputs.
+    fn rules(&self, count: usize, options: &ScoreOptions) -> Result<Rules> {
         let threshold = self.threshold(options.threshold)?;
         let layout = options.windows.map(|windows| self.layout(windows)).transpose()?;
         self.check_batch(count)?;
-        Ok((threshold, layout))
+        Ok(Rules { threshold, layout })
     }
 
-    fn plan(&self, inputs: &[Input<'_>], options: &ScoreOptions) -> Result<(Plan, Vec<Job>)> {
-        let (threshold, layout) = self.check_options(inputs.len(), options)?;
+    fn plan(&self, inputs: &[Input<'_>], rules: Rules, control: &Control) -> (Plan, Vec<Job>) {
         self.counters.texts.add(inputs.len() as u64);
         let prepared: Vec<Result<(Planned, Sequences)>> = self.pool.install(|| {
             let prepare =
-                |input: &Input<'_>| text::caught(|| self.prepare(*input, layout, &options.control));
+                |input: &Input<'_>| text::caught(|| self.prepare(*input, rules.layout, control));
             inputs.par_iter().map(prepare).collect()
         });
         let mut jobs = Vec::new();
@@ -114,7 +114,7 @@ impl Core {
                 Ok(planned)
             })
             .collect();
-        Ok((Plan { threshold, inputs }, jobs))
+        (Plan { threshold: rules.threshold, inputs }, jobs)
     }
 
     /// An input's token ids, in windows if there is a `layout`.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use aho_corasick::{AhoCorasick, MatchKind};
-use once_cell::sync::Lazy;
+use once_cell::race::OnceBox;
 
 /// Chat-template markers, each replaced by one space. Exact and case-sensitive.
 pub const MARKERS: [&str; 23] = [
@@ -32,12 +32,15 @@ pub const MARKERS: [&str; 23] = [
     "<|/s|>",
 ];
 
-static MATCHER: Lazy<AhoCorasick> = Lazy::new(|| {
-    AhoCorasick::builder()
-        .match_kind(MatchKind::LeftmostFirst)
-        .build(MARKERS)
-        .expect("the list of markers is fixed")
-});
+/// Made once, without a lock: a child that is forked meanwhile would wait for it.
+fn matcher() -> &'static AhoCorasick {
+    static MATCHER: OnceBox<AhoCorasick> = OnceBox::new();
+    MATCHER.get_or_init(|| {
+        let mut builder = AhoCorasick::builder();
+        let built = builder.match_kind(MatchKind::LeftmostFirst).build(MARKERS);
+        Box::new(built.expect("the list of markers is fixed"))
+    })
+}
 
 /// Cleans a joined text, each step in one pass: markers become one space (and are not looked for
 /// again in the result), runs of blanks and tabs become one space, three or more newlines become
@@ -124,7 +127,7 @@ impl Output for Collapsed {
 fn collapse(text: &str, out: &mut impl Output) {
     let mut whitespace = Whitespace::default();
     let mut at = 0;
-    for found in MATCHER.find_iter(text) {
+    for found in matcher().find_iter(text) {
         whitespace.put(&text[at..found.start()], at, out);
         whitespace.put(" ", found.start(), out);
         at = found.end();

@@ -122,11 +122,14 @@ test "$(sort -u scores | wc -l)" = 1 || fail "scores differ: $(cat scores)"
 "$prefix/bin/siren" score "$text" > out 2> err || { cat err >&2; fail "siren score"; }
 grep -q "$(cut -c3-6 scores | head -n 1)" out || fail "siren score printed: $(cat out)"
 
-# The guard came from the prefix: without it there is none.
+# The guard came from the prefix: without it there is none, whatever lies above the prefix.
 mv "$prefix/share" "$prefix/hidden"
+mkdir "$work/models"
+cp -r "$prefix/hidden/libsiren/models/demo" "$work/models/demo"
 for program in "env LD_LIBRARY_PATH=$prefix/lib ./shared" "$prefix/bin/static" \
     "$prefix/bin/siren score"; do
     ! $program "$text" > out 2> err || fail "$program found a guard outside of the prefix"
     grep -q "$prefix/share/libsiren/models/demo" err || fail "$program: $(cat err)"
+    ! grep -q " $work/models/demo" err || fail "$program looked above the prefix: $(cat err)"
 done
 echo "ok: installed, found by pkg-config and CMake, shared and static"

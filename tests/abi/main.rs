@@ -15,6 +15,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use serde_json::Value;
@@ -212,6 +213,12 @@ fn a_forked_child_is_told_at_once_and_can_open_its_own() {
 }
 
 #[test]
+fn a_child_forked_while_a_guard_is_opened_does_not_hang() {
+    let stage = Stage::new();
+    run(&[], &stage.compile_test("fork_open.c"), &[demo()]);
+}
+
+#[test]
 fn the_library_prints_nothing_and_changes_nothing_of_the_process() {
     let stage = Stage::new();
     let output = run(&[], &stage.compile_test("quiet.c"), &[demo()]);
@@ -247,6 +254,33 @@ fn the_examples_print_the_librarys_score_and_its_errors() {
         assert_eq!(failed.stdout, b"");
         assert_eq!(failed.stderr, b"invalid_utf8: text is not valid UTF-8 at byte 1\n");
     }
+}
+
+#[test]
+fn the_demo_guard_is_that_of_an_installation_or_of_the_source_tree() {
+    let stage = Stage::new();
+    let program = stage.compile(&root().join("examples/c/score.c"), C);
+    let [lib, models, manifest, share] =
+        ["lib/libsiren.so.0", "models", "Cargo.toml", "share"].map(|name| stage.path().join(name));
+    // The link would lead into the source tree.
+    fs::remove_file(&lib).unwrap();
+    fs::copy(library(), &lib).unwrap();
+    let score = || stage::command(&[], &program).env_remove("SIREN_DATA_DIR").output().unwrap();
+
+    symlink(root().join("models"), &models).unwrap();
+    let stray = score();
+    let error = String::from_utf8(stray.stderr).unwrap();
+    assert_eq!(stray.status.code(), Some(1), "{error}");
+    let shared = share.join("libsiren/models/demo");
+    assert!(error.contains(&format!(" {}", shared.display())), "{error}");
+    assert!(!error.contains(&format!(" {}", models.display())), "{error}");
+
+    fs::write(&manifest, "").unwrap();
+    assert!(score().status.success());
+    fs::remove_file(&manifest).unwrap();
+    fs::create_dir_all(share.join("libsiren")).unwrap();
+    fs::rename(&models, share.join("libsiren/models")).unwrap();
+    assert!(score().status.success());
 }
 
 #[test]
