@@ -110,7 +110,9 @@ def gguf():
 
     seed("gguf", "llama", file(metadata, tensors))
     seed("gguf", "metadata", file(metadata, {}))
-    seed("gguf", "k-blocks", file({}, {"q4": (1, 12), "q5": (2, 13), "q6": (3, 14)}))
+    blocks = file({}, {"q4": (1, 12), "q5": (2, 13), "q6": (3, 14)})
+    seed("gguf", "k-blocks", blocks)
+    seed("gguf", "cut-off", blocks[:-1100])
 
 
 def text():

@@ -1,6 +1,6 @@
 //! The header's bytes -> metadata and tensors.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::{Numbers, TensorInfo, TensorType, Value, check_overlaps};
@@ -16,8 +16,8 @@ const DEFAULT_ALIGNMENT: usize = 32;
 const MAX_ALIGNMENT: usize = 1 << 16;
 
 pub(super) struct Header {
-    pub(super) metadata: HashMap<String, Value>,
-    pub(super) tensors: HashMap<String, TensorInfo>,
+    pub(super) metadata: BTreeMap<String, Value>,
+    pub(super) tensors: BTreeMap<String, TensorInfo>,
 }
 
 /// Reads the header of a file's `bytes`.
@@ -35,7 +35,7 @@ pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Header> {
     let tensor_count = cursor.count("tensor_count")?;
     let metadata_count = cursor.count("metadata_kv_count")?;
 
-    let mut metadata = HashMap::new();
+    let mut metadata = BTreeMap::new();
     for _ in 0..metadata_count {
         let key = cursor.name("a key")?;
         let value = cursor.value(&key)?;
@@ -43,7 +43,7 @@ pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Header> {
             return Err(Error::model(file, key, "the key twice", "every key once"));
         }
     }
-    let mut tensors = HashMap::new();
+    let mut tensors = BTreeMap::new();
     for _ in 0..tensor_count {
         let name = cursor.name("a tensor's name")?;
         let info = cursor.tensor(&name)?;
@@ -58,7 +58,7 @@ pub(super) fn read(file: &str, bytes: &[u8]) -> Result<Header> {
     Ok(Header { metadata, tensors })
 }
 
-fn alignment(file: &str, metadata: &HashMap<String, Value>) -> Result<usize> {
+fn alignment(file: &str, metadata: &BTreeMap<String, Value>) -> Result<usize> {
     const KEY: &str = "general.alignment";
     match metadata.get(KEY) {
         None => Ok(DEFAULT_ALIGNMENT),
@@ -77,7 +77,7 @@ fn alignment(file: &str, metadata: &HashMap<String, Value>) -> Result<usize> {
 /// file.
 fn place(
     file: &str,
-    tensors: &mut HashMap<String, TensorInfo>,
+    tensors: &mut BTreeMap<String, TensorInfo>,
     data: usize,
     alignment: usize,
     length: usize,

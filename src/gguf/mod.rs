@@ -7,7 +7,7 @@
 
 mod header;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -18,12 +18,12 @@ use crate::sys::file::Bytes;
 /// The end of a GGUF file's name.
 pub(crate) const EXTENSION: &str = "gguf";
 
-/// An open GGUF file.
+/// An open GGUF file. Names are in order, so that of several faults always the same one is told.
 pub(crate) struct Gguf {
     file: String,
     bytes: Bytes,
-    metadata: HashMap<String, Value>,
-    tensors: HashMap<String, TensorInfo>,
+    metadata: BTreeMap<String, Value>,
+    tensors: BTreeMap<String, TensorInfo>,
 }
 
 /// Where a tensor lies and what it is.
@@ -83,7 +83,7 @@ impl Gguf {
     }
 
     /// Its name, its bytes and its tensors.
-    pub(crate) fn into_parts(self) -> (String, Bytes, HashMap<String, TensorInfo>) {
+    pub(crate) fn into_parts(self) -> (String, Bytes, BTreeMap<String, TensorInfo>) {
         (self.file, self.bytes, self.tensors)
     }
 
@@ -266,7 +266,7 @@ impl Numbers {
 }
 
 /// Refuses tensors that share bytes.
-fn check_overlaps(file: &str, tensors: &HashMap<String, TensorInfo>) -> Result<()> {
+fn check_overlaps(file: &str, tensors: &BTreeMap<String, TensorInfo>) -> Result<()> {
     let mut seen: Vec<_> = tensors.iter().collect();
     seen.sort_by_key(|(_, info)| info.range.start);
     match seen.array_windows().find(|[(_, a), (_, b)]| a.range.end > b.range.start) {

@@ -372,3 +372,14 @@ fn an_artifact_for_another_shape_is_refused() {
     assert!(error.message().contains(&config), "{error}");
     assert!(error.message().contains("layer 1, expected less than 1"), "{error}");
 }
+
+#[test]
+fn of_several_faults_always_the_same_is_told() {
+    let files = GuardFiles::gguf(LLAMA);
+    let mut file = File::read(&files.read(GGUF));
+    file.data.clear();
+    files.write(GGUF, file.bytes());
+    let message = || files.open().map(|_| ()).unwrap_err().to_string();
+    let first = message();
+    assert!((0..20).all(|_| message() == first), "{first}");
+}
