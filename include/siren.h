@@ -399,7 +399,8 @@ typedef struct siren_open_options {
      */
     struct siren_text model;
     /**
-     * The backbone's directory or repository. Absent: what the artifact names.
+     * The backbone's directory, repository or GGUF file (also one in a repository, as
+     * OWNER/NAME/FILE.gguf[@REVISION]). Absent: what the artifact names.
      */
     struct siren_text backbone;
     /**

@@ -626,6 +626,27 @@ fn inspect_shows_what_the_artifact_holds() {
 }
 
 #[test]
+fn a_gguf_file_is_a_backbone() {
+    let model = repository().join("tests/parity/gguf/qwen3-mixed").display().to_string();
+    let backbone = format!("{model}/backbone.gguf");
+    let args = ["--model", &model, "--backbone", &backbone];
+    let score = |more: &[&str]| run(&[&["score"], &args[..], more].concat(), "");
+    assert!(score(&["some text"]).expect(0).stdout.contains("some text"));
+    let refused = score(&["--dtype", "bf16", "some text"]).expect(1);
+    assert!(refused.stderr.contains("use dtype f32 (auto on a CPU)"), "{}", refused.stderr);
+
+    let ran = run(&["inspect", &model, "--backbone", &backbone], "").expect(0);
+    for words in [&backbone[..], "3 of 3 blocks run", "(qwen3)", "5 Q4_0", "F16", "Q5_1"] {
+        assert!(ran.stdout.contains(words), "{words:?} in {}", ran.stdout);
+    }
+    let ran = run(&["inspect", &model, "--backbone", &backbone, "--json"], "").expect(0);
+    let info = ran.objects().remove(0);
+    assert_eq!(info["backbone"]["path"], json!(backbone));
+    assert_eq!(info["backbone"]["bytes"], std::fs::metadata(&backbone).unwrap().len());
+    assert_eq!(info["backbone"]["tensor_types"]["Q8_0"], json!(5));
+}
+
+#[test]
 fn bench_counts_the_tokens_that_it_runs() {
     let args = ["bench", "--tokens", "17,64", "--batch", "3", "--repeat", "2", "--threads", "1"];
     let ran = run(&[&args[..], &["--json"]].concat(), "").expect(0);

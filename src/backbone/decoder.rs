@@ -8,8 +8,8 @@ use candle_nn::VarBuilder;
 use super::config::{Config, Family};
 use super::embedding::Embedding;
 use super::rope::Rope;
-use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::checkpoint::{Checkpoint, Values};
+use crate::error::{Error, Result, Status};
 use crate::kernels::{self, HeadNorms, Heads, KvShape, Linear, LinearLoader, Precision, Span};
 
 /// Where in a block the hidden states are read.
@@ -249,6 +249,19 @@ impl Loader<'_> {
             let part = vb.pp(name);
             let weight =
                 self.checkpoint.tensor(&full_name(&part, "weight"), &[*outputs, inputs])?;
+            if let Values::Blocks(of, _) = &weight.values
+                && (self.precision != Precision::F32 || !vb.device().is_cpu())
+            {
+                return Err(Error::new(
+                    Status::Unsupported,
+                    format!(
+                        "{}: tensor {:?} is quantised ({}): use dtype f32 (auto on a CPU), on a CPU",
+                        weight.file,
+                        weight.name,
+                        of.name()
+                    ),
+                ));
+            }
             loader.add(weight.values, *outputs);
             if bias {
                 let bias = self.checkpoint.tensor(&full_name(&part, "bias"), &[*outputs])?;

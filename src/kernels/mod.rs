@@ -8,6 +8,7 @@
 //! own, one a process, whose threads spin and do not survive a fork.
 
 mod attention;
+mod blocks;
 mod composed;
 mod elementwise;
 mod kv;
@@ -19,6 +20,7 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, Layout, Result, Tensor};
 
+pub(crate) use blocks::BlockType;
 pub(crate) use kv::{Charge, Kv, KvShape, Meter, PAGE_TOKENS, zeros};
 pub(crate) use linear::{Linear, LinearLoader, Precision};
 
