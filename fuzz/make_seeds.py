@@ -57,6 +57,10 @@ def checkpoints():
     seed("safetensors", "head-other-dtypes", b"\0", safetensors(shapes))
     seed("safetensors", "checkpoint", b"\1", head)
     seed("safetensors", "checkpoint-off-its-boundary", b"\1", safetensors(odd, pad=1))
+    # Found by this target: which of the two is named as wrong was asked to be the same each time.
+    twins = json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, 8]}
+                        for name, dtype, shape in [("a", "F32", [2]), ("b", "F16", [0])]}, separators=(",", ":")).encode()
+    seed("safetensors", "two-at-one-place", b"\0", struct.pack("<Q", len(twins)) + twins + bytes(8))
     seed("safetensors", "index", b"\2", json.dumps(index).encode())
 
 
@@ -194,6 +198,9 @@ def stream():
     # Found by this target: two tokens share a character, and only the second is at the threshold.
     seed("stream", "characters-shared", b"\1", new_stream(windows=(5, 2), threshold="one, two", hysteresis=2),
          *[push(piece) for piece in CHUNKED["composed"][1:]])
+    # Found by scripts made at random: what was cleared is other tokens now, and the first one crosses.
+    seed("stream", "crossing-in-what-was-cleared", b"\1", new_stream(prompt=" \u043c\u0438\u0440", windows=(4, 0), hysteresis=1),
+         push(" and"), push("e"))
     # Found by reading: the prompt's newline is over the limit.
     seed("stream", "exactly-the-limit", b"\0", new_stream(prompt="x" * 80), push("y" * 80))
     words = [push(piece) for piece in CHUNKED["words"]]

@@ -786,7 +786,8 @@ typedef struct siren_push_result {
     uint64_t crossing_byte;
     /**
      * Pushed bytes, whole characters, that may be shown: up to the last token at or before which
-     * no running score reached the threshold. Never shrinks.
+     * no running score reached the threshold. Never shrinks, also where a later push makes other
+     * tokens of the last word and one of these crosses: `crossing_byte` may then be less.
      */
     uint64_t cleared_bytes;
     /**
