@@ -469,7 +469,7 @@ fn a_model_that_cannot_be_opened_is_one_line_on_stderr_and_exit_1() {
     });
     let panicking = panicking.path().display().to_string();
     for (model, words) in [
-        ("/no/such/directory", "/no/such/directory: no such directory (not_found)"),
+        ("/no/such/directory", "/no/such/directory: no such directory or file (not_found)"),
         (broken.as_str(), "siren_config.json: task: found 7, expected a string (invalid_model)"),
         (&panicking, "expected one of the template's special_tokens (invalid_model)"),
         ("not a repository", "(invalid_argument)"),
