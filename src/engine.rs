@@ -201,7 +201,8 @@ impl schedule::Engine for Engine {
         self.pool.install(|| {
             let (mut features, mut rows) = (Vec::new(), Vec::new());
             let mut flush = |features: &mut Vec<f32>, rows: &mut Vec<usize>| -> Result<()> {
-                let computed = self.head.scores(std::mem::take(features))?;
+                let computed = self.head.scores(features)?;
+                features.clear();
                 for (job, score) in rows.drain(..).zip(computed) {
                     match (&mut scores[job], score) {
                         (Ok(scores), Ok(score)) => scores.push(score),

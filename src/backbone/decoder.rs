@@ -10,7 +10,9 @@ use super::embedding::Embedding;
 use super::rope::Rope;
 use crate::checkpoint::{Checkpoint, Values};
 use crate::error::{Error, Result, Status};
-use crate::kernels::{self, HeadNorms, Heads, KvShape, Linear, LinearLoader, Precision, Span};
+use crate::kernels::{
+    self, Arena, HeadNorms, Heads, KvShape, Linear, LinearLoader, Precision, Rows, Span, Vector,
+};
 
 /// Where in a block the hidden states are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,18 +40,19 @@ pub(crate) struct Decoder {
     rope: Rope,
     blocks: Vec<Block>,
     /// The final norm, present when it stands before an observed state.
-    norm: Option<Tensor>,
+    norm: Option<Vector>,
     device: Device,
     dtype: DType,
     bytes: usize,
+    arena: Arena,
 }
 
 struct Block {
-    input_norm: Tensor,
+    input_norm: Vector,
     qkv: Linear,
     head_norms: Option<HeadNorms>,
     output: Linear,
-    post_attention_norm: Tensor,
+    post_attention_norm: Vector,
     gate_up: Linear,
     down: Linear,
 }
@@ -101,6 +104,7 @@ impl Decoder {
             .transpose()?;
         let bytes = blocks.iter().map(Block::bytes).sum();
         let rope = Rope::new(&config);
+        let arena = Arena::new(super::pass::chunk_rows() * activations(&config));
         Ok(Self {
             config,
             observed,
@@ -111,6 +115,7 @@ impl Decoder {
             device: device.clone(),
             dtype,
             bytes,
+            arena,
         })
     }
 
@@ -128,6 +133,11 @@ impl Decoder {
         self.bytes
     }
 
+    /// What activations on the CPU lie in.
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
     /// The device that it runs on.
     pub(crate) fn device(&self) -> &Device {
         &self.device
@@ -139,68 +149,68 @@ impl Decoder {
     }
 
     /// Hidden states of `tokens` before the first block, `[tokens, hidden_size]`.
-    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
-        self.embedding.rows(tokens)
+    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Rows> {
+        self.embedding.rows(tokens, &self.arena)
     }
 
     /// Cosines and sines of tokens at `positions` of their texts, `[tokens, head_dim / 2]` each.
-    pub(super) fn rotations(
-        &self,
-        positions: impl Iterator<Item = usize>,
-    ) -> Result<(Tensor, Tensor)> {
+    pub(super) fn rotations(&self, positions: impl Iterator<Item = usize>) -> Result<(Rows, Rows)> {
         let (cos, sin) = self.rope.rows(positions);
         let half = self.config.head_dim / 2;
-        let place = |values: Vec<f32>| -> Result<Tensor> {
+        let place = |values: Vec<f32>| -> Result<Rows> {
+            if self.device.is_cpu() {
+                return Rows::copied(&self.arena, &values, half);
+            }
             let shape = (values.len() / half, half);
-            Ok(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
+            Rows::on_device(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
         };
         Ok((place(cos)?, place(sin)?))
     }
 
-    /// Runs one block on packed rows, `[rows, hidden_size]`, and shows what is observed of it.
+    /// Runs one block on packed rows, `[rows, hidden_size]`, in their place, and shows what is
+    /// observed of it.
     ///
     /// `attend` turns joined queries, keys and values, normed and rotated, into the attention's
     /// output, `[rows, query * dim]`.
     ///
     /// # Errors
-    /// Those of `attend` and `observe`; `Internal` when the device fails.
+    /// Those of `attend` and `observe`; `OutOfMemory`; `Internal` when the device fails.
     pub(super) fn block(
         &self,
         layer: usize,
-        x: Tensor,
-        (cos, sin): &(Tensor, Tensor),
-        attend: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
-        observe: &mut dyn FnMut(&Tensor) -> Result<()>,
-    ) -> Result<Tensor> {
+        x: &mut Rows,
+        (cos, sin): &(Rows, Rows),
+        attend: &mut dyn FnMut(&Rows) -> Result<Rows>,
+        observe: &mut dyn FnMut(&Rows) -> Result<()>,
+    ) -> Result<()> {
         let block = &self.blocks[layer];
         let eps = self.config.rms_norm_eps;
-        let normed = kernels::rms_norm(&x, &block.input_norm, eps)?;
-        let qkv = block.qkv.forward(&normed)?;
+        let mut qkv = block.qkv.forward(&kernels::rms_norm(x, &block.input_norm, eps)?)?;
         let norms = block.head_norms.as_ref();
-        let qkv = kernels::norm_and_rotate(qkv, cos, sin, norms, heads(&self.config))?;
-        let x = kernels::add(x, &block.output.forward(&attend(&qkv)?)?)?;
-        let normed = kernels::rms_norm(&x, &block.post_attention_norm, eps)?;
+        kernels::norm_and_rotate(&mut qkv, (cos, sin), norms, heads(&self.config))?;
+        let attended = block.output.forward(&attend(&qkv)?)?;
+        let normed = kernels::add_and_norm(x, &attended, &block.post_attention_norm, eps)?;
         let gate_up = block.gate_up.forward(&normed)?;
         let mlp = block.down.forward(&kernels::silu_mul(&gate_up)?)?;
         let is_observed = self.observed.layers.binary_search(&layer).is_ok();
         if is_observed && self.observed.site == Site::Mlp {
             observe(&mlp)?;
         }
-        let x = kernels::add(x, &mlp)?;
+        kernels::add(x, &mlp)?;
         if is_observed && self.observed.site == Site::Residual {
             match &self.norm {
                 Some(norm) if layer + 1 == self.config.num_hidden_layers => {
-                    observe(&kernels::rms_norm(&x, norm, eps)?)?;
+                    observe(&kernels::rms_norm(x, norm, eps)?)?;
                 }
-                _ => observe(&x)?,
+                _ => observe(x)?,
             }
         }
-        Ok(x)
+        Ok(())
     }
 
     /// Attention inside each span's own text.
-    pub(super) fn attend(&self, qkv: &Tensor, spans: &[Span<'_>]) -> Result<Tensor> {
-        Ok(kernels::attention(qkv, spans, heads(&self.config))?)
+    pub(super) fn attend(&self, qkv: &Rows, spans: &[Span<'_>]) -> Result<Rows> {
+        kernels::attention(qkv, spans, heads(&self.config))
     }
 }
 
@@ -218,6 +228,13 @@ fn heads(config: &Config) -> Heads {
     }
 }
 
+/// Numbers that a row takes while a block runs.
+fn activations(config: &Config) -> usize {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let Heads { query, dim, .. } = heads(config);
+    3 * hidden + heads(config).qkv() + query * dim + 3 * inner + dim
+}
+
 fn full_name(vb: &VarBuilder<'_>, name: &str) -> String {
     let prefix = vb.prefix();
     if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
@@ -230,10 +247,9 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn vector(&self, vb: &VarBuilder<'_>, name: &str, length: usize) -> Result<Tensor> {
-        // Checked here first: candle's own errors do not name the file.
-        self.checkpoint.tensor(&full_name(vb, name), &[length])?;
-        Ok(vb.get(length, name)?)
+    fn vector(&self, vb: &VarBuilder<'_>, name: &str, length: usize) -> Result<Vector> {
+        let values = self.checkpoint.tensor(&full_name(vb, name), &[length])?.to_f32()?;
+        Vector::new(values, vb.dtype(), vb.device())
     }
 
     /// Layers that read the same input, joined into one; each is `(name, outputs)`.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::config::Config;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
+use crate::kernels::{Arena, Rows};
 
 /// The embedding table of a decoder.
 pub(super) enum Embedding {
@@ -20,26 +21,29 @@ impl Embedding {
     /// Hidden states of `tokens`, `[tokens, hidden_size]`.
     ///
     /// # Errors
-    /// `Internal` for an id outside the vocabulary, which opening a guard rules out.
-    pub(super) fn rows(&self, tokens: &[u32]) -> Result<Tensor> {
+    /// `OutOfMemory`; `Internal` for an id outside the vocabulary, which opening a guard rules out.
+    pub(super) fn rows(&self, tokens: &[u32], arena: &Arena) -> Result<Rows> {
         match self {
             Self::InFile { checkpoint, name, shape: [vocabulary, hidden] } => {
                 let table = checkpoint.tensor(name, &[*vocabulary, *hidden])?;
-                let mut out = Vec::with_capacity(tokens.len() * hidden);
-                for &token in tokens {
+                let mut rows = Rows::lend(arena, tokens.len(), *hidden)?;
+                let mut widened = Vec::with_capacity(*hidden);
+                for (&token, row) in tokens.iter().zip(rows.cpu_mut()?.chunks_exact_mut(*hidden)) {
                     let token = token as usize;
                     if token >= *vocabulary {
                         return Err(Error::internal(format!(
                             "token id {token} in a vocabulary of {vocabulary}"
                         )));
                     }
-                    table.values.widen_into(token * hidden..(token + 1) * hidden, &mut out);
+                    widened.clear();
+                    table.values.widen_into(token * hidden..(token + 1) * hidden, &mut widened);
+                    row.copy_from_slice(&widened);
                 }
-                Ok(Tensor::from_vec(out, (tokens.len(), *hidden), &Device::Cpu)?)
+                Ok(rows)
             }
             Self::OnDevice(table) => {
                 let ids = Tensor::new(tokens, table.device())?;
-                Ok(table.index_select(&ids, 0)?)
+                Rows::on_device(table.index_select(&ids, 0)?)
             }
         }
     }

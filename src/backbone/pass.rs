@@ -6,11 +6,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::Tensor;
-
 use super::decoder::Decoder;
 use crate::error::Result;
-use crate::kernels::{Kv, KvShape, Meter, Span};
+use crate::kernels::{Kv, KvShape, Meter, Rows, Span};
 
 /// Rows of a chunk, for each thread: wide enough for the matrix products to run at full speed, and
 /// few enough for a chunk of a small model to take some tens of milliseconds.
@@ -45,13 +43,13 @@ pub(crate) struct Part {
 struct Chunk {
     parts: Vec<Part>,
     /// Hidden states, `[rows, hidden_size]`; none before the first layer.
-    states: Option<Tensor>,
+    states: Option<Rows>,
     /// `[rows, head_dim / 2]` each.
-    rotations: (Tensor, Tensor),
+    rotations: (Rows, Rows),
 }
 
 /// Is shown an observed layer's states, `[rows, hidden_size]`, with the texts that they are of.
-pub(crate) type Observe<'a> = dyn FnMut(usize, &Tensor, &[Part]) -> Result<()> + 'a;
+pub(crate) type Observe<'a> = dyn FnMut(usize, &Rows, &[Part]) -> Result<()> + 'a;
 
 /// See the module.
 pub(crate) struct Pass {
@@ -92,8 +90,7 @@ impl Pass {
         for segment in &mut segments {
             segment.kv.reserve(segment.start, segment.tokens.len())?;
         }
-        let most = CHUNK_ROWS_PER_THREAD * rayon::current_num_threads();
-        let chunks = parts(&segments, most.clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS))
+        let chunks = parts(&segments, chunk_rows())
             .into_iter()
             .map(|parts| {
                 let positions =
@@ -128,7 +125,7 @@ impl Pass {
                 chunk.states = None;
                 continue;
             }
-            let states = match chunk.states.take() {
+            let mut states = match chunk.states.take() {
                 Some(states) => states,
                 None => {
                     let tokens: Vec<u32> = chunk
@@ -145,12 +142,11 @@ impl Pass {
             };
             let layer = self.layer;
             let (parts, segments) = (&chunk.parts, &mut self.segments);
-            let mut attend = |qkv: &Tensor| -> Result<Tensor> {
+            let mut attend = |qkv: &Rows| -> Result<Rows> {
                 for part in parts {
                     let segment = &mut segments[part.segment];
-                    let rows = qkv.narrow(0, part.rows.start, part.rows.len())?;
                     let slot = segment.slot(layer);
-                    segment.kv.store(slot, part.position, &rows)?;
+                    segment.kv.store(slot, part.position, qkv, part.rows.clone())?;
                 }
                 let spans: Vec<_> = parts
                     .iter()
@@ -166,8 +162,8 @@ impl Pass {
                     .collect();
                 decoder.attend(qkv, &spans)
             };
-            let states = decoder.block(layer, states, &chunk.rotations, &mut attend, &mut |s| {
-                observe(layer, s, parts)
+            decoder.block(layer, &mut states, &chunk.rotations, &mut attend, &mut |states| {
+                observe(layer, states, parts)
             })?;
             chunk.states = Some(states);
             return Ok(false);
@@ -179,6 +175,12 @@ impl Pass {
     pub(crate) fn into_segments(self) -> Vec<Segment> {
         self.segments
     }
+}
+
+/// The most rows of a chunk on the current rayon pool.
+pub(super) fn chunk_rows() -> usize {
+    let rows = CHUNK_ROWS_PER_THREAD * rayon::current_num_threads();
+    rows.clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS)
 }
 
 /// Shares the segments' tokens out to chunks of at most `most` rows; where rows see many keys,

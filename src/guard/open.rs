@@ -101,7 +101,7 @@ impl Guard {
         let observed = Observed { site, layers: selection.layers() };
         let decoder = Decoder::load(&checkpoint, config, observed, device, precision)?;
         let head_dims = content.head.iter().map(|layer| layer.outputs).collect();
-        let head = Head::new(content.head)?;
+        let head = Head::new(content.head, decoder.arena().clone())?;
         // What stays in use is read again when it is needed.
         checkpoint.release_pages();
 

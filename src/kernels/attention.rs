@@ -5,12 +5,12 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::kv::{Kv, PAGE_TOKENS, Pages};
-use super::{Heads, Span, math, values};
+use super::{Heads, Span, math};
+use crate::error::{Error, Result};
 
 /// Keys in a block. Blocks start at multiples of it, counted from the text's first token, so that
 /// a query's result does not depend on how the queries were shared out.
@@ -23,65 +23,69 @@ const TILE: usize = 4;
 const _: () = assert!(KEYS.is_multiple_of(PAGE_TOKENS));
 
 /// See [`super::attention`].
-pub(super) struct Attention<'a> {
-    pub(super) spans: &'a [Span<'a>],
-    pub(super) heads: Heads,
-}
-
-impl CustomOp1 for Attention<'_> {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let qkv = values(qkv, layout)?;
-        let (tokens, _) = layout.shape().dims2()?;
-        let Heads { query, key_value, dim } = self.heads;
-        let width = query * dim;
-        let per_task = (tokens * key_value).div_ceil(4 * rayon::current_num_threads());
-        let per_task = per_task.clamp(TILE, MAX_ROWS_PER_TASK);
-        let mut strips = Vec::new();
-        let mut covered = 0;
-        for span in self.spans {
-            let Kv::Pages(pages) = span.kv else {
-                candle_core::bail!("keys of another device for attention on the CPU")
-            };
-            // The tasks' safety rests on this: rows of one span each, inside the result.
-            if span.rows.start < covered || span.rows.end > tokens {
-                candle_core::bail!("spans that overlap, or reach over {tokens} tokens")
-            }
-            covered = span.rows.end;
-            if pages.room() < span.position + span.rows.len() {
-                candle_core::bail!("pages for {} tokens, fewer than are attended", pages.room())
-            }
-            for start in span.rows.clone().step_by(per_task) {
-                let rows = start..span.rows.end.min(start + per_task);
-                strips.push((pages, span.layer, rows, span.position + start - span.rows.start));
-            }
+///
+/// # Errors
+/// `Internal` for spans that are not what is asked there.
+pub(super) fn attention(
+    qkv: &[f32],
+    spans: &[Span<'_>],
+    heads: Heads,
+    out: &mut [f32],
+) -> Result<()> {
+    let Heads { query, key_value, dim } = heads;
+    let width = query * dim;
+    let tokens = out.len() / width;
+    let per_task = (tokens * key_value).div_ceil(4 * rayon::current_num_threads());
+    let per_task = per_task.clamp(TILE, MAX_ROWS_PER_TASK);
+    let mut strips = Vec::new();
+    let mut covered = 0;
+    for span in spans {
+        let Kv::Pages(pages) = span.kv else {
+            return Err(Error::internal("keys of another device for attention on the CPU"));
+        };
+        // The tasks' safety rests on this: rows of one span each, inside the result. That there
+        // are no gaps leaves nothing in it from before.
+        if span.rows.start != covered || span.rows.end > tokens {
+            return Err(Error::internal(format!("spans that are not just {tokens} tokens")));
         }
-        let mut out = vec![0f32; tokens * width];
-        let start = Output(out.as_mut_ptr());
-        let mut tasks = Vec::new();
-        for (pages, layer, rows, position) in &strips {
-            for head in 0..key_value {
-                tasks.push(Task {
-                    qkv: &qkv[rows.start * self.heads.qkv()..rows.end * self.heads.qkv()],
-                    pages,
-                    layer: *layer,
-                    head,
-                    positions: *position..position + rows.len(),
-                    heads: self.heads,
-                    // SAFETY: the first element of the rows, which are inside `out`.
-                    out: Output(unsafe { start.0.add(rows.start * width) }),
-                });
-            }
+        covered = span.rows.end;
+        if pages.room() < span.position + span.rows.len() {
+            let room = pages.room();
+            return Err(Error::internal(format!(
+                "pages for {room} tokens, fewer than are attended"
+            )));
         }
-        // The last queries of a text see the most keys: start with them.
-        tasks.sort_by_key(|task| std::cmp::Reverse(task.positions.end));
-        let arch = Arch::new();
-        tasks.into_par_iter().for_each(|task| arch.dispatch(task));
-        Ok((CpuStorage::F32(out), Shape::from((tokens, width))))
+        for start in span.rows.clone().step_by(per_task) {
+            let rows = start..span.rows.end.min(start + per_task);
+            strips.push((pages, span.layer, rows, span.position + start - span.rows.start));
+        }
     }
+    if covered != tokens || qkv.len() != tokens * heads.qkv() {
+        return Err(Error::internal(format!(
+            "spans of {covered} tokens, where there are {tokens}"
+        )));
+    }
+    let start = Output(out.as_mut_ptr());
+    let mut tasks = Vec::new();
+    for (pages, layer, rows, position) in &strips {
+        for head in 0..key_value {
+            tasks.push(Task {
+                qkv: &qkv[rows.start * heads.qkv()..rows.end * heads.qkv()],
+                pages,
+                layer: *layer,
+                head,
+                positions: *position..position + rows.len(),
+                heads,
+                // SAFETY: the first element of the rows, which are inside `out`.
+                out: Output(unsafe { start.0.add(rows.start * width) }),
+            });
+        }
+    }
+    // The last queries of a text see the most keys: start with them.
+    tasks.sort_by_key(|task| std::cmp::Reverse(task.positions.end));
+    let arch = Arch::new();
+    tasks.into_par_iter().for_each(|task| arch.dispatch(task));
+    Ok(())
 }
 
 /// The result's rows, of which each task writes its own columns.

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use super::{HeadNorms, Heads, Kv, Span};
+use super::{Heads, Kv, Span};
 
 /// Queries whose scores are held at once, so that a long text needs no `[heads, n, n]` tensor.
 const QUERY_CHUNK: usize = 256;
@@ -22,7 +22,8 @@ pub(super) fn norm_and_rotate(
     qkv: &Tensor,
     cos: &Tensor,
     sin: &Tensor,
-    norms: Option<&HeadNorms>,
+    // Weights of the query's and the key's norm, and epsilon.
+    norms: Option<(&Tensor, &Tensor, f64)>,
     heads: Heads,
 ) -> Result<Tensor> {
     let tokens = qkv.dim(0)?;
@@ -32,7 +33,7 @@ pub(super) fn norm_and_rotate(
         let x = qkv.narrow(1, start * heads.dim, count * heads.dim)?;
         let x = x.reshape((tokens, count, heads.dim))?;
         let x = match (weight, norms) {
-            (Some(weight), Some(norms)) => rms_norm(&x, weight, norms.eps)?,
+            (Some(weight), Some((_, _, eps))) => rms_norm(&x, weight, eps)?,
             _ => x,
         };
         let half = heads.dim / 2;
@@ -41,8 +42,8 @@ pub(super) fn norm_and_rotate(
         let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
         Tensor::cat(&[first, second], 2)?.reshape((tokens, count * heads.dim))
     };
-    let query = part(0, heads.query, norms.map(|n| &n.query))?;
-    let key = part(heads.query, heads.key_value, norms.map(|n| &n.key))?;
+    let query = part(0, heads.query, norms.map(|(query, _, _)| query))?;
+    let key = part(heads.query, heads.key_value, norms.map(|(_, key, _)| key))?;
     let value_start = (heads.query + heads.key_value) * heads.dim;
     let value = qkv.narrow(1, value_start, heads.key_value * heads.dim)?;
     Tensor::cat(&[query, key, value], 1)
@@ -50,22 +51,12 @@ pub(super) fn norm_and_rotate(
 
 pub(super) fn attention(qkv: &Tensor, spans: &[Span<'_>], heads: Heads) -> Result<Tensor> {
     let mut rows = Vec::new();
-    let mut covered = 0;
-    let width = heads.query * heads.dim;
-    let zeros = |count: usize| Tensor::zeros((count, width), qkv.dtype(), qkv.device());
     for Span { rows: span, position, kv, layer } in spans {
         let Kv::Tensors(kv) = kv else {
             candle_core::bail!("keys of the CPU for attention on another device")
         };
-        if span.start > covered {
-            rows.push(zeros(span.start - covered)?);
-        }
         let (keys, values) = kv.layer(*layer)?;
         rows.push(attend(&qkv.narrow(0, span.start, span.len())?, keys, values, *position, heads)?);
-        covered = span.end;
-    }
-    if covered < qkv.dim(0)? {
-        rows.push(zeros(qkv.dim(0)? - covered)?);
     }
     Tensor::cat(&rows, 0)
 }
@@ -120,12 +111,31 @@ fn causal_mask(start: usize, count: usize, seen: usize, device: &Device) -> Resu
 mod tests {
     use super::*;
     use crate::kernels::kv::{PAGE_TOKENS, Tensors};
-    use crate::kernels::{KvShape, Meter};
+    use crate::kernels::{self, Arena, HeadNorms, KvShape, Meter, Rows, Vector};
 
     const HEADS: Heads = Heads { query: 6, key_value: 2, dim: 20 };
 
     fn worst(a: &Tensor, b: &Tensor) -> f32 {
         (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
+    }
+
+    /// A copy for the fused code.
+    fn fused(x: &Tensor) -> Rows {
+        let values: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+        Rows::copied(&Arena::new(1 << 20), &values, x.dim(1).unwrap()).unwrap()
+    }
+
+    fn on_device(x: &Tensor) -> Rows {
+        Rows::on_device(x.clone()).unwrap()
+    }
+
+    /// What fused code computed.
+    fn tensor(x: &Rows) -> Tensor {
+        Tensor::from_slice(x.cpu().unwrap(), (x.rows(), x.width()), &Device::Cpu).unwrap()
+    }
+
+    fn vector(x: &Tensor) -> Vector {
+        Vector::Cpu(x.flatten_all().unwrap().to_vec1().unwrap())
     }
 
     fn random(rows: usize, columns: usize) -> Tensor {
@@ -137,10 +147,15 @@ mod tests {
         for (rows, columns) in [(1, 6), (5, 16), (40, 34), (33, 130)] {
             let x = random(rows, columns);
             let weight = random(1, columns).flatten_all().unwrap();
-            let fused = super::super::rms_norm(&x, &weight, 1e-5).unwrap();
-            assert!(worst(&fused, &rms_norm(&x, &weight, 1e-5).unwrap()) < 1e-5);
-            let fused = super::super::silu_mul(&x).unwrap();
-            assert!(worst(&fused, &silu_mul(&x).unwrap()) < 1e-5);
+            let ours = kernels::rms_norm(&fused(&x), &vector(&weight), 1e-5).unwrap();
+            assert!(worst(&tensor(&ours), &rms_norm(&x, &weight, 1e-5).unwrap()) < 1e-5);
+            let (y, mut sum) = (random(rows, columns), fused(&x));
+            let ours = kernels::add_and_norm(&mut sum, &fused(&y), &vector(&weight), 1e-5).unwrap();
+            let plain = (&x + &y).unwrap();
+            assert_eq!(worst(&tensor(&sum), &plain), 0.0);
+            assert!(worst(&tensor(&ours), &rms_norm(&plain, &weight, 1e-5).unwrap()) < 1e-5);
+            let ours = kernels::silu_mul(&fused(&x)).unwrap();
+            assert!(worst(&tensor(&ours), &silu_mul(&x).unwrap()) < 1e-5);
         }
     }
 
@@ -149,11 +164,16 @@ mod tests {
         for rows in [1, 40, 600] {
             let (x, y) = (random(rows, 130), random(rows, 130));
             let plain = (&x + &y).unwrap();
-            assert_eq!(worst(&super::super::add(x.copy().unwrap(), &y).unwrap(), &plain), 0.0);
-            let plain = x.relu().unwrap();
-            assert_eq!(worst(&super::super::relu(x).unwrap(), &plain), 0.0);
+            let mut ours = fused(&x);
+            kernels::add(&mut ours, &fused(&y)).unwrap();
+            assert_eq!(worst(&tensor(&ours), &plain), 0.0);
+            let mut ours = fused(&x);
+            kernels::relu(&mut ours).unwrap();
+            assert_eq!(worst(&tensor(&ours), &x.relu().unwrap()), 0.0);
         }
-        assert!(super::super::add(random(2, 3), &random(3, 3)).is_err());
+        assert!(kernels::add(&mut fused(&random(2, 3)), &fused(&random(3, 3))).is_err());
+        let weight = vector(&random(1, 4));
+        assert!(kernels::rms_norm(&fused(&random(2, 3)), &weight, 1e-5).is_err());
     }
 
     #[test]
@@ -163,13 +183,13 @@ mod tests {
         let angles = random(tokens, HEADS.dim / 2);
         let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
         let weights = random(2, HEADS.dim);
-        let norms =
-            HeadNorms { query: weights.get(0).unwrap(), key: weights.get(1).unwrap(), eps: 1e-6 };
-        for norms in [None, Some(&norms)] {
-            let plain = norm_and_rotate(&qkv, &cos, &sin, norms, HEADS).unwrap();
-            let copy = qkv.copy().unwrap();
-            let fused = super::super::norm_and_rotate(copy, &cos, &sin, norms, HEADS).unwrap();
-            assert!(worst(&fused, &plain) < 1e-5);
+        let (query, key) = (weights.get(0).unwrap(), weights.get(1).unwrap());
+        let norms = HeadNorms { query: vector(&query), key: vector(&key), eps: 1e-6 };
+        for (norms, plain) in [(None, None), (Some(&norms), Some((&query, &key, 1e-6)))] {
+            let plain = norm_and_rotate(&qkv, &cos, &sin, plain, HEADS).unwrap();
+            let (mut ours, cos, sin) = (fused(&qkv), fused(&cos), fused(&sin));
+            kernels::norm_and_rotate(&mut ours, (&cos, &sin), norms, HEADS).unwrap();
+            assert!(worst(&tensor(&ours), &plain) < 1e-5);
         }
     }
 
@@ -194,14 +214,15 @@ mod tests {
                     ];
                     let first = random(first.max(1), HEADS.qkv()).narrow(0, 0, first).unwrap();
                     let rest = random(length - first.dim(0).unwrap(), HEADS.qkv());
-                    for kv in &mut kvs {
+                    let known = first.dim(0).unwrap();
+                    for (kv, rows) in kvs.iter_mut().zip([fused, on_device]) {
                         kv.reserve(0, length).unwrap();
-                        if first.dim(0).unwrap() > 0 {
-                            kv.store(1, 0, &first).unwrap();
+                        if known > 0 {
+                            kv.store(1, 0, &rows(&first), 0..known).unwrap();
                         }
-                        kv.store(1, first.dim(0).unwrap(), &rest).unwrap();
+                        kv.store(1, known, &rows(&rest), 0..length - known).unwrap();
                     }
-                    (kvs, first.dim(0).unwrap(), rest)
+                    (kvs, known, rest)
                 })
                 .collect();
             let rows: Vec<&Tensor> = all.iter().map(|(_, _, rest)| rest).collect();
@@ -216,9 +237,9 @@ mod tests {
                     })
                     .collect()
             };
-            let fused = super::super::attention(&qkv, &spans(0), HEADS).unwrap();
+            let ours = kernels::attention(&fused(&qkv), &spans(0), HEADS).unwrap();
             let plain = attention(&qkv, &spans(1), HEADS).unwrap();
-            assert!(worst(&fused, &plain) < 1e-5, "{texts:?}");
+            assert!(worst(&tensor(&ours), &plain) < 1e-5, "{texts:?}");
             all.clear();
             assert_eq!(meter.bytes(), 0);
         }
@@ -231,24 +252,24 @@ mod tests {
         let mut kv = Kv::new(shape, &Device::Cpu, &meter);
         kv.reserve(0, 40).unwrap();
         let rows = random(40, HEADS.qkv());
-        kv.store(0, 0, &rows).unwrap();
+        kv.store(0, 0, &fused(&rows), 0..40).unwrap();
         let three_pages = 3 * PAGE_TOKENS * shape.token_bytes();
         assert_eq!(meter.bytes(), three_pages);
         let span = Span { rows: 0..40, position: 0, kv: &kv, layer: 0 };
-        let before = super::super::attention(&rows, &[span], HEADS).unwrap();
+        let before = tensor(&kernels::attention(&fused(&rows), &[span], HEADS).unwrap());
 
         let mut copy = kv.clone();
         copy.truncate(20);
         assert_eq!(meter.bytes(), three_pages);
         copy.reserve(20, 30).unwrap();
         assert_eq!(meter.bytes(), three_pages + PAGE_TOKENS * shape.token_bytes());
-        copy.store(0, 20, &random(10, HEADS.qkv())).unwrap();
+        copy.store(0, 20, &fused(&random(10, HEADS.qkv())), 0..10).unwrap();
         // The shared beginning gives the same bits; the original did not change.
         for (kv, count) in [(&copy, 20), (&kv, 40)] {
             let span = Span { rows: 0..count, position: 0, kv, layer: 0 };
             let rows = rows.narrow(0, 0, count).unwrap();
-            let after = super::super::attention(&rows, &[span], HEADS).unwrap();
-            assert_eq!(worst(&after, &before.narrow(0, 0, count).unwrap()), 0.0);
+            let after = kernels::attention(&fused(&rows), &[span], HEADS).unwrap();
+            assert_eq!(worst(&tensor(&after), &before.narrow(0, 0, count).unwrap()), 0.0);
         }
     }
 }

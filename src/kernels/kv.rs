@@ -3,13 +3,14 @@
 //! On the CPU they lie in pages of [`PAGE_TOKENS`] tokens that copies of a text's beginning share:
 //! a copy costs a pointer a page, and a page is copied when one that is shared is written to.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use super::{Heads, values};
+use super::{Heads, Rows};
 use crate::error::{Error, Result, Status};
 
 /// Tokens of a page.
@@ -112,21 +113,25 @@ impl Kv {
         }
     }
 
-    /// Takes the keys and values out of joined rows `[n, qkv]`, of the tokens from `position` on,
-    /// at `layer`.
+    /// Takes the keys and values out of some of the joined rows `qkv`, those of the tokens from
+    /// `position` on, at `layer`.
     ///
     /// # Errors
     /// `Internal` when the device fails.
-    pub(crate) fn store(&mut self, layer: usize, position: usize, qkv: &Tensor) -> Result<()> {
-        match self {
-            Self::Pages(pages) => {
-                let (storage, layout) = qkv.storage_and_layout();
-                let candle_core::Storage::Cpu(storage) = &*storage else {
-                    return Err(Error::internal("the keys are not on the CPU"));
-                };
-                pages.store(layer, position, values(storage, layout)?)
+    pub(crate) fn store(
+        &mut self,
+        layer: usize,
+        position: usize,
+        qkv: &Rows,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        match (self, qkv.device()) {
+            (Self::Pages(pages), _) => pages.store(layer, position, qkv.range(rows)?),
+            (Self::Tensors(tensors), Some(qkv)) => {
+                let qkv = qkv.narrow(0, rows.start, rows.len())?;
+                Ok(tensors.store(layer, position, &qkv)?)
             }
-            Self::Tensors(tensors) => Ok(tensors.store(layer, position, qkv)?),
+            (Self::Tensors(_), None) => Err(Error::internal("keys of the CPU for another device")),
         }
     }
 
@@ -197,7 +202,7 @@ impl Pages {
         })
     }
 
-    fn layer_range(&self, layer: usize) -> std::ops::Range<usize> {
+    fn layer_range(&self, layer: usize) -> Range<usize> {
         let length = self.shape.width() * PAGE_TOKENS;
         layer * length..(layer + 1) * length
     }

@@ -1,12 +1,12 @@
 //! The seam behind which a linear layer's weights may be packed, dense or (one day) quantised.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::packed::{PackError, PackedLinear, Weights};
-use super::values;
+use super::rows::Rows;
 use crate::checkpoint::Values;
-use crate::error::{Error, Status};
+use crate::error::{Error, Result, Status};
 
 /// What a linear layer computes in, whatever its weights are stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,19 +37,37 @@ enum Bias {
 }
 
 impl Linear {
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match (&self.weight, &self.bias) {
-            (Weight::Packed(weight), bias) => {
-                let bias = match bias {
-                    Some(Bias::Plain(bias)) => Some(bias.as_slice()),
-                    _ => None,
-                };
-                x.apply_op1_no_bwd(&PackedMatmul { weight, bias })
+    /// # Errors
+    /// `OutOfMemory`; `Internal` for rows of another width or place, or when the device fails.
+    pub(crate) fn forward(&self, x: &Rows) -> Result<Rows> {
+        match (&self.weight, x.device()) {
+            (Weight::Packed(weight), _) => {
+                let (inputs, outputs) = (weight.in_features(), weight.out_features());
+                if x.width() != inputs {
+                    let got = x.width();
+                    return Err(Error::internal(format!("{got} inputs for a layer of {inputs}")));
+                }
+                let mut y = x.beside(outputs)?;
+                weight.matmul(x.cpu()?, y.cpu_mut()?);
+                if let Some(Bias::Plain(bias)) = &self.bias {
+                    y.cpu_mut()?.par_chunks_exact_mut(outputs).for_each(|row| {
+                        for (y, b) in row.iter_mut().zip(bias) {
+                            *y += b;
+                        }
+                    });
+                }
+                Ok(y)
             }
-            (Weight::Dense(weight), Some(Bias::OnDevice(bias))) => {
-                x.matmul(weight)?.broadcast_add(bias)
+            (Weight::Dense(weight), Some(x)) => {
+                let y = x.matmul(weight)?;
+                Rows::on_device(match &self.bias {
+                    Some(Bias::OnDevice(bias)) => y.broadcast_add(bias)?,
+                    _ => y,
+                })
             }
-            (Weight::Dense(weight), _) => x.matmul(weight),
+            (Weight::Dense(_), None) => {
+                Err(Error::internal("values of the CPU for a layer of another device"))
+            }
         }
     }
 
@@ -59,36 +77,6 @@ impl Linear {
             Weight::Packed(weight) => weight.bytes(),
             Weight::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
         }
-    }
-}
-
-struct PackedMatmul<'a> {
-    weight: &'a PackedLinear,
-    bias: Option<&'a [f32]>,
-}
-
-impl CustomOp1 for PackedMatmul<'_> {
-    fn name(&self) -> &'static str {
-        "packed-linear"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = values(x, layout)?;
-        let (tokens, inputs) = layout.shape().dims2()?;
-        if inputs != self.weight.in_features() {
-            candle_core::bail!("{inputs} inputs for a layer of {}", self.weight.in_features());
-        }
-        let outputs = self.weight.out_features();
-        let mut out = vec![0f32; tokens * outputs];
-        self.weight.matmul(x, &mut out);
-        if let Some(bias) = self.bias {
-            out.par_chunks_exact_mut(outputs).for_each(|row| {
-                for (y, b) in row.iter_mut().zip(bias) {
-                    *y += b;
-                }
-            });
-        }
-        Ok((CpuStorage::F32(out), Shape::from((tokens, outputs))))
     }
 }
 
@@ -117,11 +105,11 @@ impl<'a> LinearLoader<'a> {
 
     /// # Errors
     /// `OutOfMemory`; `Internal` when the device fails.
-    pub(crate) fn finish(self, device: &Device) -> crate::error::Result<Linear> {
+    pub(crate) fn finish(self, device: &Device) -> Result<Linear> {
         if device.is_cpu() { self.packed() } else { Ok(self.dense(device)?) }
     }
 
-    fn packed(self) -> crate::error::Result<Linear> {
+    fn packed(self) -> Result<Linear> {
         let parts: Vec<_> = self.parts.iter().map(|(v, n)| (weights(v), *n)).collect();
         let packed = PackedLinear::pack(&parts, self.inputs, self.precision).map_err(|e| {
             let status = match e {
@@ -134,7 +122,7 @@ impl<'a> LinearLoader<'a> {
         Ok(Linear { weight: Weight::Packed(packed), bias })
     }
 
-    fn dense(self, device: &Device) -> Result<Linear> {
+    fn dense(self, device: &Device) -> candle_core::Result<Linear> {
         let dtype = match self.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
@@ -145,7 +133,7 @@ impl<'a> LinearLoader<'a> {
             .map(|(values, outputs)| {
                 values.to_tensor((*outputs, self.inputs).into(), dtype, device)
             })
-            .collect::<Result<Vec<_>>>()?;
+            .collect::<candle_core::Result<Vec<_>>>()?;
         let weight = Tensor::cat(&parts, 0)?.t()?;
         let bias = if self.bias.is_empty() {
             None
@@ -168,14 +156,15 @@ fn weights<'a>(values: &'a Values<'a>) -> Weights<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::Arena;
 
     /// The form of other devices, on the CPU, is what the packed form is held against.
     #[test]
     fn packed_layers_equal_dense_ones() {
         let (inputs, outputs) = (37, [20, 5]);
+        let values = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let random = |rows: usize, columns: usize| -> Vec<f32> {
-            let values = Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap();
-            values.flatten_all().unwrap().to_vec1().unwrap()
+            values(&Tensor::randn(0f32, 1.0, (rows, columns), &Device::Cpu).unwrap())
         };
         let weights = outputs.map(|n| random(n, inputs));
         let biases = outputs.map(|n| random(1, n));
@@ -191,11 +180,14 @@ mod tests {
                 }
                 loader
             };
-            let packed = loader().packed().unwrap().forward(&x).unwrap();
+            let rows = Rows::copied(&Arena::new(0), &values(&x), inputs).unwrap();
+            let packed = loader().packed().unwrap().forward(&rows).unwrap();
+            let x = Rows::on_device(x.clone()).unwrap();
             let dense = loader().dense(&Device::Cpu).unwrap().forward(&x).unwrap();
-            assert_eq!(packed.dims(), [11, 25]);
-            let difference = (packed - dense).unwrap().abs().unwrap();
-            let worst: f32 = difference.flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap();
+            assert_eq!([packed.rows(), packed.width()], [11, 25]);
+            let dense = values(dense.device().unwrap());
+            let pairs = packed.cpu().unwrap().iter().zip(&dense);
+            let worst = pairs.map(|(p, d)| (p - d).abs()).fold(0.0, f32::max);
             assert!(worst < 1e-5, "{worst}");
         }
     }

@@ -7,6 +7,7 @@
 //! candle's element-wise operations would not: from 65,536 elements on they run on a pool of its
 //! own, one a process, whose threads spin and do not survive a fork.
 
+mod arena;
 mod attention;
 mod blocks;
 mod composed;
@@ -15,14 +16,17 @@ mod kv;
 mod linear;
 mod math;
 mod packed;
+mod rows;
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, Layout, Result, Tensor};
+use crate::error::{Error, Result};
 
+pub(crate) use arena::Arena;
 pub(crate) use blocks::BlockType;
 pub(crate) use kv::{Charge, Kv, KvShape, Meter, PAGE_TOKENS, zeros};
 pub(crate) use linear::{Linear, LinearLoader, Precision};
+pub(crate) use rows::{Rows, Vector};
 
 /// The heads of an attention block.
 #[derive(Clone, Copy, Debug)]
@@ -42,79 +46,93 @@ impl Heads {
 /// Weights of the RMSNorm on each query and key head (Qwen3), each `[head_dim]`.
 #[derive(Clone, Debug)]
 pub(crate) struct HeadNorms {
-    pub(crate) query: Tensor,
-    pub(crate) key: Tensor,
+    pub(crate) query: Vector,
+    pub(crate) key: Vector,
     pub(crate) eps: f64,
 }
 
-/// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension: `[tokens, n]`, `[n]`.
-pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    if x.device().is_cpu() {
-        x.apply_op2_no_bwd(weight, &elementwise::RmsNorm { eps: eps as f32 })
-    } else {
-        composed::rms_norm(x, weight, eps)
+/// `x / sqrt(mean(x^2) + eps) * weight` over each row: `[tokens, n]`, `[n]`.
+pub(crate) fn rms_norm(x: &Rows, weight: &Vector, eps: f64) -> Result<Rows> {
+    if let Some(x) = x.device() {
+        return Rows::on_device(composed::rms_norm(x, weight.device()?, eps)?);
     }
+    let weight = columns(x, weight)?;
+    let mut out = x.beside(x.width())?;
+    elementwise::rms_norm(x.cpu()?, weight, eps as f32, out.cpu_mut()?);
+    Ok(out)
+}
+
+/// Adds `y` to `x`, and then is [`rms_norm`] of `x`.
+pub(crate) fn add_and_norm(x: &mut Rows, y: &Rows, weight: &Vector, eps: f64) -> Result<Rows> {
+    if x.device().is_some() {
+        add(x, y)?;
+        return rms_norm(x, weight, eps);
+    }
+    same_shape(x, y)?;
+    let weight = columns(x, weight)?;
+    let mut out = x.beside(x.width())?;
+    elementwise::add_and_norm(x.cpu_mut()?, y.cpu()?, weight, eps as f32, out.cpu_mut()?);
+    Ok(out)
 }
 
 /// SwiGLU: `[tokens, 2n]`, the gate and then the up projection, to `silu(gate) * up`.
-pub(crate) fn silu_mul(gate_up: &Tensor) -> Result<Tensor> {
-    if gate_up.device().is_cpu() {
-        gate_up.apply_op1_no_bwd(&elementwise::SiluMul)
-    } else {
-        composed::silu_mul(gate_up)
+pub(crate) fn silu_mul(gate_up: &Rows) -> Result<Rows> {
+    if let Some(gate_up) = gate_up.device() {
+        return Rows::on_device(composed::silu_mul(gate_up)?);
     }
+    let half = gate_up.width() / 2;
+    let mut out = gate_up.beside(half)?;
+    elementwise::silu_mul(gate_up.cpu()?, half, out.cpu_mut()?);
+    Ok(out)
 }
 
 /// `x + y`, in the place of `x`.
-pub(crate) fn add(x: Tensor, y: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() {
-        x.inplace_op2(y, &elementwise::Add)?;
-        Ok(x)
+pub(crate) fn add(x: &mut Rows, y: &Rows) -> Result<()> {
+    same_shape(x, y)?;
+    if let (Some(a), Some(b)) = (x.device(), y.device()) {
+        *x = Rows::on_device((a + b)?)?;
     } else {
-        x + y
+        elementwise::add(x.cpu_mut()?, y.cpu()?);
     }
+    Ok(())
 }
 
 /// `max(x, 0)`, in its place.
-pub(crate) fn relu(x: Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() {
-        x.inplace_op1(&elementwise::Relu)?;
-        Ok(x)
+pub(crate) fn relu(x: &mut Rows) -> Result<()> {
+    if let Some(values) = x.device() {
+        *x = Rows::on_device(values.relu()?)?;
     } else {
-        x.relu()
+        elementwise::relu(x.cpu_mut()?);
     }
+    Ok(())
 }
 
 /// Norms (where the family has them) and rotates the query and key heads of `qkv`,
 /// `[tokens, (query + 2 key_value) * dim]`; `cos` and `sin` are `[tokens, dim / 2]`.
 pub(crate) fn norm_and_rotate(
-    qkv: Tensor,
-    cos: &Tensor,
-    sin: &Tensor,
+    qkv: &mut Rows,
+    (cos, sin): (&Rows, &Rows),
     norms: Option<&HeadNorms>,
     heads: Heads,
-) -> Result<Tensor> {
-    if qkv.device().is_cpu() {
-        let norms = norms
-            .map(|n| {
-                Ok::<_, candle_core::Error>(elementwise::PlainHeadNorms {
-                    query: n.query.to_vec1()?,
-                    key: n.key.to_vec1()?,
-                    eps: n.eps as f32,
-                })
-            })
-            .transpose()?;
-        let op = elementwise::NormAndRotate {
-            cos: cos.flatten_all()?.to_vec1()?,
-            sin: sin.flatten_all()?.to_vec1()?,
-            norms,
-            heads,
+) -> Result<()> {
+    if let (Some(x), Some(cos), Some(sin)) = (qkv.device(), cos.device(), sin.device()) {
+        let norms = match norms {
+            Some(n) => Some((n.query.device()?, n.key.device()?, n.eps)),
+            None => None,
         };
-        qkv.inplace_op1(&op)?;
-        Ok(qkv)
-    } else {
-        composed::norm_and_rotate(&qkv, cos, sin, norms, heads)
+        *qkv = Rows::on_device(composed::norm_and_rotate(x, cos, sin, norms, heads)?)?;
+        return Ok(());
     }
+    let norms = match norms {
+        Some(n) => Some(elementwise::PlainHeadNorms {
+            query: n.query.cpu()?,
+            key: n.key.cpu()?,
+            eps: n.eps as f32,
+        }),
+        None => None,
+    };
+    elementwise::norm_and_rotate(qkv.cpu_mut()?, cos.cpu()?, sin.cpu()?, norms, heads);
+    Ok(())
 }
 
 /// Rows of a packed tensor that are consecutive tokens of one text.
@@ -129,30 +147,26 @@ pub(crate) struct Span<'a> {
 }
 
 /// Causal attention of the queries in `qkv` over the keys and values of their own texts. Returns
-/// `[tokens, query * dim]`; rows outside every span are zero. Spans come in the order of their rows.
-pub(crate) fn attention(qkv: &Tensor, spans: &[Span<'_>], heads: Heads) -> Result<Tensor> {
-    if qkv.device().is_cpu() {
-        qkv.apply_op1_no_bwd(&attention::Attention { spans, heads })
-    } else {
-        composed::attention(qkv, spans, heads)
+/// `[tokens, query * dim]`. Spans come in the order of their rows, and together are all of them.
+pub(crate) fn attention(qkv: &Rows, spans: &[Span<'_>], heads: Heads) -> Result<Rows> {
+    if let Some(qkv) = qkv.device() {
+        return Rows::on_device(composed::attention(qkv, spans, heads)?);
     }
+    let mut out = qkv.beside(heads.query * heads.dim)?;
+    attention::attention(qkv.cpu()?, spans, heads, out.cpu_mut()?)?;
+    Ok(out)
 }
 
-/// As [`values`], to change in place.
-fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    let CpuStorage::F32(values) = storage else {
-        candle_core::bail!("a kernel was given values that are not f32")
-    };
-    let (start, end) = layout
-        .contiguous_offsets()
-        .ok_or_else(|| candle_core::Error::msg("a kernel was given strided values"))?;
-    Ok(&mut values[start..end])
+fn same_shape(x: &Rows, y: &Rows) -> Result<()> {
+    let (x, y) = ([x.rows(), x.width()], [y.rows(), y.width()]);
+    if x == y { Ok(()) } else { Err(Error::internal(format!("{y:?} values for {x:?}"))) }
 }
 
-/// The contiguous f32 values of a CPU tensor.
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let (start, end) = layout
-        .contiguous_offsets()
-        .ok_or_else(|| candle_core::Error::msg("a kernel was given strided values"))?;
-    Ok(&storage.as_slice::<f32>()?[start..end])
+/// The weights of the columns of `x`, on the CPU.
+fn columns<'w>(x: &Rows, weight: &'w Vector) -> Result<&'w [f32]> {
+    let weight = weight.cpu()?;
+    if weight.len() == x.width() {
+        return Ok(weight);
+    }
+    Err(Error::internal(format!("{} weights for {} columns", weight.len(), x.width())))
 }

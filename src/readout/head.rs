@@ -1,16 +1,17 @@
 //! The trained MLP: features to a score.
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
 use crate::artifact::Layer;
 use crate::checkpoint::Values;
 use crate::error::{Error, Result, Status};
-use crate::kernels::{self, Linear, LinearLoader, Precision};
+use crate::kernels::{self, Arena, Linear, LinearLoader, Precision, Rows};
 
 /// Linear, ReLU, ..., Linear, softmax; in f32 on the CPU whatever the backbone runs in.
 pub(crate) struct Head {
     layers: Vec<Linear>,
     inputs: usize,
+    arena: Arena,
 }
 
 impl Head {
@@ -18,7 +19,7 @@ impl Head {
     ///
     /// # Errors
     /// `OutOfMemory`.
-    pub(crate) fn new(layers: Vec<Layer>) -> Result<Self> {
+    pub(crate) fn new(layers: Vec<Layer>, arena: Arena) -> Result<Self> {
         let inputs = layers.first().map_or(0, |layer| layer.inputs);
         let layers = layers
             .into_iter()
@@ -29,7 +30,7 @@ impl Head {
                 loader.finish(&Device::Cpu)
             })
             .collect::<Result<_>>()?;
-        Ok(Self { layers, inputs })
+        Ok(Self { layers, inputs, arena })
     }
 
     /// Bytes of the weights in memory.
@@ -41,13 +42,12 @@ impl Head {
     ///
     /// # Errors
     /// Of the whole: `Internal`. Of one text: `NonFinite` when its score is not a number.
-    pub(crate) fn scores(&self, features: Vec<f32>) -> Result<Vec<Result<f32>>> {
-        let texts = features.len() / self.inputs;
-        let mut x = Tensor::from_vec(features, (texts, self.inputs), &Device::Cpu)?;
+    pub(crate) fn scores(&self, features: &[f32]) -> Result<Vec<Result<f32>>> {
+        let mut x = Rows::copied(&self.arena, features, self.inputs)?;
         let mut finite = finite_rows(&x)?;
         for (i, layer) in self.layers.iter().enumerate() {
             if i > 0 {
-                x = kernels::relu(x)?;
+                kernels::relu(&mut x)?;
             }
             x = layer.forward(&x)?;
             // Looked at before the ReLU, which makes zeros of what is not a number.
@@ -55,14 +55,14 @@ impl Head {
                 *all &= row;
             }
         }
-        let logits = x.to_vec2::<f32>()?;
-        Ok(logits.into_iter().zip(finite).map(|(l, finite)| score(l[0], l[1], finite)).collect())
+        let logits = x.cpu()?.chunks_exact(x.width());
+        Ok(logits.zip(finite).map(|(l, finite)| score(l[0], l[1], finite)).collect())
     }
 }
 
 /// Which rows hold finite numbers only.
-fn finite_rows(x: &Tensor) -> Result<Vec<bool>> {
-    Ok(x.to_vec2::<f32>()?.iter().map(|row| row.iter().all(|v| v.is_finite())).collect())
+fn finite_rows(x: &Rows) -> Result<Vec<bool>> {
+    Ok(x.cpu()?.chunks_exact(x.width()).map(|row| row.iter().all(|v| v.is_finite())).collect())
 }
 
 /// Softmax of two logits, class 1; `finite` tells of everything that they were computed from.
@@ -101,9 +101,9 @@ mod tests {
             weight: vec![weight; inputs * outputs],
             bias: vec![0.0; outputs],
         };
-        let head = Head::new(vec![layer(1, 4, 3.0), layer(4, 2, 1.0)]).unwrap();
+        let head = Head::new(vec![layer(1, 4, 3.0), layer(4, 2, 1.0)], Arena::new(0)).unwrap();
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN] {
-            let scores = head.scores(vec![1.0, bad, 1.0]).unwrap();
+            let scores = head.scores(&[1.0, bad, 1.0]).unwrap();
             assert_eq!((&scores[0], &scores[2]), (&Ok(0.5), &Ok(0.5)));
             assert_eq!(scores[1].as_ref().unwrap_err().status(), Status::NonFinite, "{bad}");
         }

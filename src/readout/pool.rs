@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use super::taps::Taps;
 use crate::artifact::SelectedLayer;
 use crate::error::{Error, Result};
-use crate::kernels::Meter;
+use crate::kernels::{Meter, Rows};
 
 /// Which neurons of which layers are read, and where each layer's begin in the features.
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ impl Selection {
     pub(crate) fn observe<'r>(
         &self,
         layer: usize,
-        states: &Tensor,
+        states: &Rows,
         parts: impl Iterator<Item = (&'r mut Reading, Range<usize>, usize)>,
     ) -> Result<()> {
         let (selected, start) = self
@@ -69,20 +69,23 @@ impl Selection {
         if selected.neurons.is_empty() {
             return Ok(());
         }
-        let (states, columns) = gathered(states, selected)?;
-        let (storage, layout) = states.storage_and_layout();
-        let candle_core::Storage::Cpu(storage) = &*storage else {
-            return Err(Error::internal("the states are not on the CPU"));
+        let gathered;
+        let ascending;
+        let (values, width, columns): (&[f32], usize, &[usize]) = match states.device() {
+            None => (states.cpu()?, states.width(), &selected.neurons),
+            Some(states) => {
+                gathered = selected_columns(states, selected)?;
+                ascending = (0..selected.neurons.len()).collect::<Vec<_>>();
+                (&gathered, ascending.len(), &ascending)
+            }
         };
-        let values = &storage.as_slice::<f32>()?[layout.start_offset()..];
-        let width = states.dim(1)?;
         let features = *start..start + selected.neurons.len();
         for (reading, rows, position) in parts {
             let rows = values[rows.start * width..rows.end * width].chunks_exact(width);
             match reading {
                 Reading::Sums(sums) => {
                     for row in rows {
-                        for (sum, &column) in sums[features.clone()].iter_mut().zip(&*columns) {
+                        for (sum, &column) in sums[features.clone()].iter_mut().zip(columns) {
                             *sum += f64::from(row[column]);
                         }
                     }
@@ -90,7 +93,7 @@ impl Selection {
                 Reading::Taps(taps) => {
                     for (i, row) in rows.enumerate() {
                         let targets = &mut taps.row_mut(position + i)?[features.clone()];
-                        for (target, &column) in targets.iter_mut().zip(&*columns) {
+                        for (target, &column) in targets.iter_mut().zip(columns) {
                             *target = row[column];
                         }
                     }
@@ -165,17 +168,10 @@ impl Reading {
     }
 }
 
-/// The states on the CPU and where each selected neuron stands in them; from another device only
-/// the selected columns are copied.
-fn gathered<'s>(
-    states: &Tensor,
-    selected: &'s SelectedLayer,
-) -> Result<(Tensor, std::borrow::Cow<'s, [usize]>)> {
-    if states.device().is_cpu() {
-        return Ok((states.contiguous()?, (&selected.neurons[..]).into()));
-    }
+/// The selected columns of another device's states, row by row.
+fn selected_columns(states: &Tensor, selected: &SelectedLayer) -> Result<Vec<f32>> {
     let ids: Vec<u32> = selected.neurons.iter().map(|&n| n as u32).collect();
     let ids = Tensor::new(ids, states.device())?;
     let columns = states.index_select(&ids, 1)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-    Ok((columns, (0..selected.neurons.len()).collect::<Vec<_>>().into()))
+    Ok(columns.flatten_all()?.to_vec1()?)
 }

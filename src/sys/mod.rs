@@ -4,5 +4,6 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 pub(crate) mod file;
+pub(crate) mod memory;
 pub(crate) mod module;
 pub(crate) mod process;
