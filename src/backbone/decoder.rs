@@ -43,6 +43,7 @@ pub(crate) struct Decoder {
     norm: Option<Vector>,
     device: Device,
     dtype: DType,
+    precision: Precision,
     bytes: usize,
     arena: Arena,
 }
@@ -114,6 +115,7 @@ impl Decoder {
             norm,
             device: device.clone(),
             dtype,
+            precision,
             bytes,
             arena,
         })
@@ -210,7 +212,7 @@ impl Decoder {
 
     /// Attention inside each span's own text.
     pub(super) fn attend(&self, qkv: &Rows, spans: &[Span<'_>]) -> Result<Rows> {
-        kernels::attention(qkv, spans, heads(&self.config))
+        kernels::attention(qkv, spans, heads(&self.config), self.precision)
     }
 }
 

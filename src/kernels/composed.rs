@@ -111,9 +111,12 @@ fn causal_mask(start: usize, count: usize, seen: usize, device: &Device) -> Resu
 mod tests {
     use super::*;
     use crate::kernels::kv::{PAGE_TOKENS, Tensors};
-    use crate::kernels::{self, Arena, HeadNorms, KvShape, Meter, Rows, Vector};
+    use crate::kernels::{self, Arena, HeadNorms, KvShape, Meter, Precision, Rows, Vector};
 
     const HEADS: Heads = Heads { query: 6, key_value: 2, dim: 20 };
+    /// Such as tiles take.
+    const WHOLE_HEADS: [Heads; 2] =
+        [Heads { query: 4, key_value: 2, dim: 64 }, Heads { query: 3, key_value: 3, dim: 32 }];
 
     fn worst(a: &Tensor, b: &Tensor) -> f32 {
         (a - b).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar().unwrap()
@@ -196,14 +199,26 @@ mod tests {
     /// Texts side by side, each run in two parts: `(length, length of the first part)`.
     #[test]
     fn fused_attention_equals_candles_operations() {
-        let shape = KvShape { layers: 2, heads: HEADS };
-        for texts in [
+        let texts = [
             vec![(1, 0)],
             vec![(2, 1), (1, 0)],
             vec![(70, 64), (3, 0), (64, 17)],
             vec![(300, 130)],
             vec![(1, 0), (129, 128), (31, 16)],
-        ] {
+            vec![(257, 0)],
+        ];
+        let f32 = (Precision::F32, 1e-5);
+        for texts in &texts {
+            compare_attention(texts, HEADS, &[f32]);
+            for heads in WHOLE_HEADS {
+                compare_attention(texts, heads, &[f32, (Precision::Bf16, 0.05)]);
+            }
+        }
+    }
+
+    fn compare_attention(texts: &[(usize, usize)], heads: Heads, precisions: &[(Precision, f32)]) {
+        let shape = KvShape { layers: 2, heads };
+        {
             let meter = Meter::default();
             let mut all: Vec<_> = texts
                 .iter()
@@ -212,8 +227,8 @@ mod tests {
                         Kv::new(shape, &Device::Cpu, &meter),
                         Kv::Tensors(Tensors::new(shape, &meter)),
                     ];
-                    let first = random(first.max(1), HEADS.qkv()).narrow(0, 0, first).unwrap();
-                    let rest = random(length - first.dim(0).unwrap(), HEADS.qkv());
+                    let first = random(first.max(1), heads.qkv()).narrow(0, 0, first).unwrap();
+                    let rest = random(length - first.dim(0).unwrap(), heads.qkv());
                     let known = first.dim(0).unwrap();
                     for (kv, rows) in kvs.iter_mut().zip([fused, on_device]) {
                         kv.reserve(0, length).unwrap();
@@ -237,9 +252,12 @@ mod tests {
                     })
                     .collect()
             };
-            let ours = kernels::attention(&fused(&qkv), &spans(0), HEADS).unwrap();
-            let plain = attention(&qkv, &spans(1), HEADS).unwrap();
-            assert!(worst(&tensor(&ours), &plain) < 1e-5, "{texts:?}");
+            let plain = attention(&qkv, &spans(1), heads).unwrap();
+            for &(precision, most) in precisions {
+                let ours = kernels::attention(&fused(&qkv), &spans(0), heads, precision).unwrap();
+                let worst = worst(&tensor(&ours), &plain);
+                assert!(worst < most, "{texts:?} {heads:?} {precision:?}: {worst}");
+            }
             all.clear();
             assert_eq!(meter.bytes(), 0);
         }
@@ -256,7 +274,8 @@ mod tests {
         let three_pages = 3 * PAGE_TOKENS * shape.token_bytes();
         assert_eq!(meter.bytes(), three_pages);
         let span = Span { rows: 0..40, position: 0, kv: &kv, layer: 0 };
-        let before = tensor(&kernels::attention(&fused(&rows), &[span], HEADS).unwrap());
+        let before =
+            tensor(&kernels::attention(&fused(&rows), &[span], HEADS, Precision::F32).unwrap());
 
         let mut copy = kv.clone();
         copy.truncate(20);
@@ -268,7 +287,7 @@ mod tests {
         for (kv, count) in [(&copy, 20), (&kv, 40)] {
             let span = Span { rows: 0..count, position: 0, kv, layer: 0 };
             let rows = rows.narrow(0, 0, count).unwrap();
-            let after = kernels::attention(&fused(&rows), &[span], HEADS).unwrap();
+            let after = kernels::attention(&fused(&rows), &[span], HEADS, Precision::F32).unwrap();
             assert_eq!(worst(&tensor(&after), &before.narrow(0, 0, count).unwrap()), 0.0);
         }
     }

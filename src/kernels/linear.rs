@@ -48,7 +48,7 @@ impl Linear {
                     return Err(Error::internal(format!("{got} inputs for a layer of {inputs}")));
                 }
                 let mut y = x.beside(outputs)?;
-                weight.matmul(x.cpu()?, y.cpu_mut()?);
+                weight.matmul(x.cpu()?, y.cpu_mut()?, x.arena()?)?;
                 if let Some(Bias::Plain(bias)) = &self.bias {
                     y.cpu_mut()?.par_chunks_exact_mut(outputs).for_each(|row| {
                         for (y, b) in row.iter_mut().zip(bias) {

@@ -17,6 +17,8 @@ mod linear;
 mod math;
 mod packed;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use std::ops::Range;
 
@@ -148,12 +150,19 @@ pub(crate) struct Span<'a> {
 
 /// Causal attention of the queries in `qkv` over the keys and values of their own texts. Returns
 /// `[tokens, query * dim]`. Spans come in the order of their rows, and together are all of them.
-pub(crate) fn attention(qkv: &Rows, spans: &[Span<'_>], heads: Heads) -> Result<Rows> {
+///
+/// On the CPU, `precision` may round queries, keys, values and weights to bf16, where that is faster.
+pub(crate) fn attention(
+    qkv: &Rows,
+    spans: &[Span<'_>],
+    heads: Heads,
+    precision: Precision,
+) -> Result<Rows> {
     if let Some(qkv) = qkv.device() {
         return Rows::on_device(composed::attention(qkv, spans, heads)?);
     }
     let mut out = qkv.beside(heads.query * heads.dim)?;
-    attention::attention(qkv.cpu()?, spans, heads, out.cpu_mut()?)?;
+    attention::attention(qkv.cpu()?, spans, heads, precision, qkv.arena()?, out.cpu_mut()?)?;
     Ok(out)
 }
 

@@ -95,8 +95,16 @@ impl Rows {
     /// # Errors
     /// `OutOfMemory`; `Internal` where these are not on the CPU.
     pub(super) fn beside(&self, width: usize) -> Result<Self> {
+        Self::lend(self.arena()?, self.rows, width)
+    }
+
+    /// Where there is room for more.
+    ///
+    /// # Errors
+    /// `Internal` where they are not on the CPU.
+    pub(super) fn arena(&self) -> Result<&Arena> {
         match &self.place {
-            Place::Cpu(values) => Self::lend(values.arena(), self.rows, width),
+            Place::Cpu(values) => Ok(values.arena()),
             Place::Device(_) => Err(elsewhere()),
         }
     }

@@ -34,8 +34,10 @@ use std::fmt;
 
 use half::{bf16, f16};
 
-use super::{BlockType, Precision};
+use super::{Arena, BlockType, Precision};
+use crate::error::Result;
 use crate::sys;
+pub(super) use pack::Line;
 use pack::{Panels, Storage};
 
 /// A weight matrix as in the checkpoint, row-major `[n, k]`: one row per output feature.
@@ -167,7 +169,7 @@ impl PackedLinear {
         parts: &[(Weights<'_>, usize)],
         k: usize,
         precision: Precision,
-    ) -> Result<Self, PackError> {
+    ) -> std::result::Result<Self, PackError> {
         Self::pack_for(Isa::detect(), parts, k, precision)
     }
 
@@ -176,7 +178,7 @@ impl PackedLinear {
         parts: &[(Weights<'_>, usize)],
         k: usize,
         precision: Precision,
-    ) -> Result<Self, PackError> {
+    ) -> std::result::Result<Self, PackError> {
         // The kernels' safety rests on this line: no layer exists for instructions the CPU lacks.
         assert!(isa.available(), "{isa:?} is not available on this CPU");
         let storage = |weights: &Weights<'_>| match (precision, weights) {
@@ -191,7 +193,7 @@ impl PackedLinear {
         let runs = parts
             .chunk_by(|(a, _), (b, _)| storage(a) == storage(b))
             .map(|run| Panels::pack(run, k, storage(&run[0].0)))
-            .collect::<Result<Vec<_>, _>>()?;
+            .collect::<std::result::Result<Vec<_>, _>>()?;
         let n = runs.iter().try_fold(0usize, |n, run| n.checked_add(run.n));
         let n = n.ok_or(PackError::OutOfMemory { bytes: usize::MAX })?;
         Ok(Self { isa, precision, runs, n, k })
@@ -213,15 +215,18 @@ impl PackedLinear {
     }
 
     /// Overwrites `y`, `[m, n]`, with `x Wᵀ` for `x`, `[m, k]`, both row-major. Runs on the current
-    /// rayon pool.
+    /// rayon pool, with room from `arena`.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
     ///
     /// # Panics
     /// Where `x` and `y` are not the same number of whole rows.
-    pub(crate) fn matmul(&self, x: &[f32], y: &mut [f32]) {
+    pub(crate) fn matmul(&self, x: &[f32], y: &mut [f32], arena: &Arena) -> Result<()> {
         let (n, k) = (self.n, self.k);
         if n == 0 || y.is_empty() {
             assert!(y.is_empty() && (n == 0 || k == 0 || x.is_empty()), "x has rows, y has none");
-            return;
+            return Ok(());
         }
         let m = y.len() / n;
         assert!(m * n == y.len(), "y is not whole rows of {n}: {}", y.len());
@@ -229,42 +234,60 @@ impl PackedLinear {
         let mut first = 0;
         for panels in &self.runs {
             // SAFETY: `pack_for` saw that the CPU has `self.isa`, and these are its kernels.
-            unsafe { self.run(panels, x, drive::Columns { y: &mut *y, stride: n, first }) };
+            unsafe { self.run(panels, x, drive::Columns { y: &mut *y, stride: n, first }, arena)? };
             first += panels.n;
         }
+        Ok(())
     }
 
     /// # Safety
     /// The CPU has the instructions of `self.isa`.
-    unsafe fn run(&self, w: &Panels, x: &[f32], y: drive::Columns<'_>) {
+    unsafe fn run(
+        &self,
+        w: &Panels,
+        x: &[f32],
+        y: drive::Columns<'_>,
+        arena: &Arena,
+    ) -> Result<()> {
         use drive::run;
         let round = self.rounds();
         // SAFETY: each kernel uses the instructions of its `isa` alone, as `available` asks for them.
         unsafe {
             #[cfg(target_arch = "x86_64")]
             match (self.isa, w.storage) {
-                (Isa::Amx, Storage::Bf16Tiles) if round => return amx::run::<1>(w, x, y),
-                (Isa::Amx, Storage::Bf16Tiles) => return amx::run::<3>(w, x, y),
+                (Isa::Amx, Storage::Bf16Tiles) if round => return amx::run::<1>(w, x, y, arena),
+                (Isa::Amx, Storage::Bf16Tiles) => return amx::run::<3>(w, x, y, arena),
                 (Isa::Avx512Bf16, Storage::Bf16Pairs) => {
-                    return run::<avx512bf16::Kernel>(w, round, x, y);
+                    run::<avx512bf16::Kernel>(w, round, x, y);
                 }
                 (Isa::Avx512Bf16 | Isa::Avx512, Storage::Bf16Columns) => {
-                    return run::<avx512::Kernel<true>>(w, round, x, y);
+                    run::<avx512::Kernel<true>>(w, round, x, y);
                 }
                 (
                     Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512,
                     Storage::F32 | Storage::F16 | Storage::Blocks(_),
                 ) => {
-                    return run::<avx512::Kernel<false>>(w, round, x, y);
+                    run::<avx512::Kernel<false>>(w, round, x, y);
                 }
                 (Isa::Avx2, Storage::Bf16Columns) => {
-                    return run::<avx2::Kernel<true>>(w, round, x, y);
+                    run::<avx2::Kernel<true>>(w, round, x, y);
                 }
                 (Isa::Avx2, Storage::F32 | Storage::F16 | Storage::Blocks(_)) => {
-                    return run::<avx2::Kernel<false>>(w, round, x, y);
+                    run::<avx2::Kernel<false>>(w, round, x, y);
                 }
-                _ => {}
+                _ => self.run_portable(w, x, y),
             }
+            #[cfg(not(target_arch = "x86_64"))]
+            self.run_portable(w, x, y);
+        }
+        Ok(())
+    }
+
+    fn run_portable(&self, w: &Panels, x: &[f32], y: drive::Columns<'_>) {
+        use drive::run;
+        let round = self.rounds();
+        // SAFETY: these kernels are plain Rust.
+        unsafe {
             match w.storage {
                 Storage::F32 | Storage::F16 | Storage::Blocks(_) => {
                     run::<portable::Kernel<false>>(w, round, x, y);

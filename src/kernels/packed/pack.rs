@@ -40,7 +40,7 @@ const GROUP: usize = 4;
 /// A cache line of packed weights.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Line(pub(super) [u32; LINE_WORDS]);
+pub(in crate::kernels) struct Line(pub(super) [u32; LINE_WORDS]);
 
 const LINE_WORDS: usize = 16;
 

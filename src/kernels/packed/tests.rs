@@ -53,7 +53,8 @@ fn matmul(layer: &PackedLinear, x: &[f32]) -> Vec<f32> {
     let mut ys = vec![MARK; len + 2 * AROUND];
     // What `y` holds before must not matter.
     ys[AROUND..][..len].fill(f32::NAN);
-    layer.matmul(&xs[AROUND..][..x.len()], &mut ys[AROUND..][..len]);
+    let arena = Arena::new(0);
+    layer.matmul(&xs[AROUND..][..x.len()], &mut ys[AROUND..][..len], &arena).unwrap();
     assert!(ys[..AROUND].iter().chain(&ys[AROUND + len..]).all(|v| *v == MARK));
     ys[AROUND..][..len].to_vec()
 }
@@ -412,17 +413,25 @@ fn bf16_rounds_to_nearest_even_everywhere() {
 
 #[test]
 fn empty_shapes_are_answered() {
+    let arena = Arena::new(0);
     for isa in isas() {
         for precision in [Precision::F32, Precision::Bf16] {
             let no_inputs = pack(isa, Weights::Bf16(&[]), 5, 0, precision);
             let mut y = [f32::NAN; 10];
-            no_inputs.matmul(&[], &mut y);
+            no_inputs.matmul(&[], &mut y, &arena).unwrap();
             assert_eq!(y, [0.0; 10]);
             assert_eq!(no_inputs.bytes(), 0);
 
-            pack(isa, Weights::F32(&[]), 0, 7, precision).matmul(&[1.0; 14], &mut []);
-            pack(isa, Weights::F32(&[1.0; 6]), 2, 3, precision).matmul(&[], &mut []);
-            PackedLinear::pack_for(isa, &[], 3, precision).unwrap().matmul(&[1.0; 3], &mut []);
+            pack(isa, Weights::F32(&[]), 0, 7, precision)
+                .matmul(&[1.0; 14], &mut [], &arena)
+                .unwrap();
+            pack(isa, Weights::F32(&[1.0; 6]), 2, 3, precision)
+                .matmul(&[], &mut [], &arena)
+                .unwrap();
+            PackedLinear::pack_for(isa, &[], 3, precision)
+                .unwrap()
+                .matmul(&[1.0; 3], &mut [], &arena)
+                .unwrap();
         }
     }
 }
@@ -447,7 +456,7 @@ fn sizes_are_told_and_checked() {
 #[should_panic(expected = "x is not 2 rows of 3")]
 fn rows_that_do_not_match_are_refused() {
     let layer = PackedLinear::pack(&[(Weights::F32(&[1.0; 6]), 2)], 3, Precision::F32).unwrap();
-    layer.matmul(&[1.0; 5], &mut [0.0; 4]);
+    let _ = layer.matmul(&[1.0; 5], &mut [0.0; 4], &Arena::new(0));
 }
 
 #[test]

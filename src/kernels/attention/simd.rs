@@ -1,113 +1,18 @@
-//! Causal attention over packed texts on the CPU: an online softmax over blocks of keys, so that
-//! no `[heads, n, n]` scores exist, and blocks that no query may see are never computed.
+//! Attention in f32 vectors of whatever width the CPU has.
 
-#![allow(unsafe_code)] // Tasks write disjoint columns of the result, which slices cannot express.
+use pulp::{Simd, WithSimd};
 
-use std::ops::Range;
-
-use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
-
-use super::kv::{Kv, PAGE_TOKENS, Pages};
-use super::{Heads, Span, math};
-use crate::error::{Error, Result};
+use super::super::kv::PAGE_TOKENS;
+use super::super::math;
+use super::Task;
 
 /// Keys in a block. Blocks start at multiples of it, counted from the text's first token, so that
 /// a query's result does not depend on how the queries were shared out.
 const KEYS: usize = 64;
-/// Query rows a task takes at the most.
-const MAX_ROWS_PER_TASK: usize = 32;
 /// Query rows that share a block's loads.
-const TILE: usize = 4;
+pub(super) const TILE: usize = 4;
 
 const _: () = assert!(KEYS.is_multiple_of(PAGE_TOKENS));
-
-/// See [`super::attention`].
-///
-/// # Errors
-/// `Internal` for spans that are not what is asked there.
-pub(super) fn attention(
-    qkv: &[f32],
-    spans: &[Span<'_>],
-    heads: Heads,
-    out: &mut [f32],
-) -> Result<()> {
-    let Heads { query, key_value, dim } = heads;
-    let width = query * dim;
-    let tokens = out.len() / width;
-    let per_task = (tokens * key_value).div_ceil(4 * rayon::current_num_threads());
-    let per_task = per_task.clamp(TILE, MAX_ROWS_PER_TASK);
-    let mut strips = Vec::new();
-    let mut covered = 0;
-    for span in spans {
-        let Kv::Pages(pages) = span.kv else {
-            return Err(Error::internal("keys of another device for attention on the CPU"));
-        };
-        // The tasks' safety rests on this: rows of one span each, inside the result. That there
-        // are no gaps leaves nothing in it from before.
-        if span.rows.start != covered || span.rows.end > tokens {
-            return Err(Error::internal(format!("spans that are not just {tokens} tokens")));
-        }
-        covered = span.rows.end;
-        if pages.room() < span.position + span.rows.len() {
-            let room = pages.room();
-            return Err(Error::internal(format!(
-                "pages for {room} tokens, fewer than are attended"
-            )));
-        }
-        for start in span.rows.clone().step_by(per_task) {
-            let rows = start..span.rows.end.min(start + per_task);
-            strips.push((pages, span.layer, rows, span.position + start - span.rows.start));
-        }
-    }
-    if covered != tokens || qkv.len() != tokens * heads.qkv() {
-        return Err(Error::internal(format!(
-            "spans of {covered} tokens, where there are {tokens}"
-        )));
-    }
-    let start = Output(out.as_mut_ptr());
-    let mut tasks = Vec::new();
-    for (pages, layer, rows, position) in &strips {
-        for head in 0..key_value {
-            tasks.push(Task {
-                qkv: &qkv[rows.start * heads.qkv()..rows.end * heads.qkv()],
-                pages,
-                layer: *layer,
-                head,
-                positions: *position..position + rows.len(),
-                heads,
-                // SAFETY: the first element of the rows, which are inside `out`.
-                out: Output(unsafe { start.0.add(rows.start * width) }),
-            });
-        }
-    }
-    // The last queries of a text see the most keys: start with them.
-    tasks.sort_by_key(|task| std::cmp::Reverse(task.positions.end));
-    let arch = Arch::new();
-    tasks.into_par_iter().for_each(|task| arch.dispatch(task));
-    Ok(())
-}
-
-/// The result's rows, of which each task writes its own columns.
-#[derive(Clone, Copy)]
-struct Output(*mut f32);
-
-// SAFETY: the spans' rows are disjoint, as was checked, and so are the columns of a row's heads.
-unsafe impl Send for Output {}
-
-/// The attention of some query rows of one text, for one key head.
-struct Task<'a> {
-    /// The rows' queries, keys and values.
-    qkv: &'a [f32],
-    pages: &'a Pages,
-    layer: usize,
-    head: usize,
-    /// Where in their text the rows stand.
-    positions: Range<usize>,
-    heads: Heads,
-    /// Of the first of the rows, `[query * dim]`, the first element.
-    out: Output,
-}
 
 /// What a task works with for one key head: the queries of every row that share it, row by row.
 struct Scratch {
@@ -137,10 +42,8 @@ impl WithSimd for Task<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Heads { query, key_value, dim } = self.heads;
-        let group = query / key_value;
-        let queries = self.positions.len() * group;
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let (dim, group, queries) = (self.heads.dim, self.group(), self.queries());
         let mut scratch = Scratch {
             group,
             dim,
@@ -149,7 +52,12 @@ impl WithSimd for Task<'_> {
             maxima: vec![f32::NEG_INFINITY; queries],
             totals: vec![0.0; queries],
         };
-        self.load_queries(&mut scratch);
+        let scale = self.scale();
+        for (at, target) in scratch.queries.chunks_exact_mut(dim).enumerate() {
+            for (target, source) in target.iter_mut().zip(self.query(at)) {
+                *target = source * scale;
+            }
+        }
         let mut pages = self.pages.head(self.layer, self.head);
         for start in (0..self.positions.end).step_by(KEYS) {
             let mut block = Block {
@@ -175,31 +83,9 @@ impl WithSimd for Task<'_> {
                 at += 1;
             }
         }
-        let sums = scratch.sums.chunks_exact(dim).zip(&scratch.totals);
-        for (at, (sums, total)) in sums.enumerate() {
-            let (row, member) = (at / group, at % group);
-            let column = (self.head * group + member) * dim;
-            // SAFETY: `dim` columns of one of this task's rows, which nobody else has.
-            let out = unsafe {
-                std::slice::from_raw_parts_mut(self.out.0.add(row * query * dim + column), dim)
-            };
-            for (out, sum) in out.iter_mut().zip(sums) {
+        for (at, (sums, total)) in scratch.sums.chunks_exact(dim).zip(&scratch.totals).enumerate() {
+            for (out, sum) in self.result(at).iter_mut().zip(sums) {
                 *out = sum / total;
-            }
-        }
-    }
-}
-
-impl Task<'_> {
-    #[inline(always)]
-    fn load_queries(&self, scratch: &mut Scratch) {
-        let Scratch { group, dim, .. } = *scratch;
-        let scale = 1.0 / (dim as f32).sqrt();
-        let targets = scratch.queries.chunks_exact_mut(group * dim);
-        for (row, target) in self.qkv.chunks_exact(self.heads.qkv()).zip(targets) {
-            let source = &row[self.head * group * dim..][..group * dim];
-            for (target, source) in target.iter_mut().zip(source) {
-                *target = source * scale;
             }
         }
     }

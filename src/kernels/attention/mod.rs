@@ -1,0 +1,194 @@
+//! Causal attention over packed texts on the CPU: an online softmax over blocks of keys, so that
+//! no `[heads, n, n]` scores exist, and blocks that no query may see are never computed.
+
+//!
+//! A query's result depends on its own text up to itself alone: blocks are counted from the text's
+//! first token, and no kernel looks at the queries beside.
+#![allow(unsafe_code)] // Tasks write disjoint columns of the result, which slices cannot express.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod simd;
+
+use std::ops::Range;
+
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::kv::{Kv, Pages};
+use super::{Arena, Heads, Precision, Span};
+use crate::error::{Error, Result};
+
+/// What a task computes with.
+#[derive(Clone, Copy)]
+enum Kernel {
+    /// Tiles of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+    /// Vectors of f32.
+    Simd(Arch),
+}
+
+impl Kernel {
+    fn new(dim: usize, precision: Precision) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if precision == Precision::Bf16 && amx::available(dim) {
+            return Self::Amx;
+        }
+        let _ = (dim, precision);
+        Self::Simd(Arch::new())
+    }
+
+    /// Query rows of a task, the fewest and the most.
+    fn rows(self, group: usize) -> (usize, usize) {
+        match self {
+            // Enough queries for a tile's rows; so many that what was made of the keys pays.
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => (amx::QUERIES.div_ceil(group), 128),
+            Self::Simd(_) => {
+                let _ = group;
+                (simd::TILE, 32)
+            }
+        }
+    }
+
+    fn run(self, task: Task<'_>, arena: &Arena) -> Result<()> {
+        match self {
+            // SAFETY: `new` saw that the CPU has the instructions and the head is whole tiles.
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => unsafe { amx::attend(task, arena) },
+            Self::Simd(arch) => {
+                arch.dispatch(task);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// See [`super::attention`].
+///
+/// # Errors
+/// `Internal` for spans that are not what is asked there; `OutOfMemory`.
+pub(super) fn attention(
+    qkv: &[f32],
+    spans: &[Span<'_>],
+    heads: Heads,
+    precision: Precision,
+    arena: &Arena,
+    out: &mut [f32],
+) -> Result<()> {
+    let Heads { query, key_value, dim } = heads;
+    let width = query * dim;
+    let tokens = out.len() / width;
+    let per_task = (tokens * key_value).div_ceil(4 * rayon::current_num_threads());
+    let kernel = Kernel::new(dim, precision);
+    let (fewest, most) = kernel.rows(query / key_value);
+    let per_task = per_task.clamp(fewest, most);
+    let mut strips = Vec::new();
+    let mut covered = 0;
+    for span in spans {
+        let Kv::Pages(pages) = span.kv else {
+            return Err(Error::internal("keys of another device for attention on the CPU"));
+        };
+        // The tasks' safety rests on this: rows of one span each, inside the result. That there
+        // are no gaps leaves nothing in it from before.
+        if span.rows.start != covered || span.rows.end > tokens {
+            return Err(Error::internal(format!("spans that are not just {tokens} tokens")));
+        }
+        covered = span.rows.end;
+        if pages.room() < span.position + span.rows.len() {
+            let room = pages.room();
+            return Err(Error::internal(format!(
+                "pages for {room} tokens, fewer than are attended"
+            )));
+        }
+        for start in span.rows.clone().step_by(per_task) {
+            let rows = start..span.rows.end.min(start + per_task);
+            strips.push((pages, span.layer, rows, span.position + start - span.rows.start));
+        }
+    }
+    if covered != tokens || qkv.len() != tokens * heads.qkv() {
+        return Err(Error::internal(format!(
+            "spans of {covered} tokens, where there are {tokens}"
+        )));
+    }
+    let start = Output(out.as_mut_ptr());
+    let mut tasks = Vec::new();
+    for (pages, layer, rows, position) in &strips {
+        for head in 0..key_value {
+            tasks.push(Task {
+                qkv: &qkv[rows.start * heads.qkv()..rows.end * heads.qkv()],
+                pages,
+                layer: *layer,
+                head,
+                positions: *position..position + rows.len(),
+                heads,
+                // SAFETY: the first element of the rows, which are inside `out`.
+                out: Output(unsafe { start.0.add(rows.start * width) }),
+            });
+        }
+    }
+    // The last queries of a text see the most keys: start with them.
+    tasks.sort_by_key(|task| std::cmp::Reverse(task.positions.end));
+    tasks.into_par_iter().try_for_each(|task| kernel.run(task, arena))
+}
+
+/// The result's rows, of which each task writes its own columns.
+#[derive(Clone, Copy)]
+struct Output(*mut f32);
+
+// SAFETY: the spans' rows are disjoint, as was checked, and so are the columns of a row's heads.
+unsafe impl Send for Output {}
+
+/// The attention of some query rows of one text, for one key head.
+struct Task<'a> {
+    /// The rows' queries, keys and values.
+    qkv: &'a [f32],
+    pages: &'a Pages,
+    layer: usize,
+    head: usize,
+    /// Where in their text the rows stand.
+    positions: Range<usize>,
+    heads: Heads,
+    /// Of the first of the rows, `[query * dim]`, the first element.
+    out: Output,
+}
+
+impl Task<'_> {
+    /// Query heads that share the key head.
+    fn group(&self) -> usize {
+        self.heads.query / self.heads.key_value
+    }
+
+    /// How many queries there are: of every row those that share the key head, row by row.
+    fn queries(&self) -> usize {
+        self.positions.len() * self.group()
+    }
+
+    /// The place of query `at` in its text.
+    fn position(&self, at: usize) -> usize {
+        self.positions.start + at / self.group()
+    }
+
+    /// The elements of query `at`.
+    fn query(&self, at: usize) -> &[f32] {
+        let (row, member) = (at / self.group(), at % self.group());
+        let head = self.head * self.group() + member;
+        &self.qkv[row * self.heads.qkv() + head * self.heads.dim..][..self.heads.dim]
+    }
+
+    /// What queries are multiplied by.
+    fn scale(&self) -> f32 {
+        1.0 / (self.heads.dim as f32).sqrt()
+    }
+
+    /// The result of query `at`, `[dim]`.
+    fn result(&mut self, at: usize) -> &mut [f32] {
+        let Heads { query, dim, .. } = self.heads;
+        assert!(at < self.queries());
+        let (row, member) = (at / self.group(), at % self.group());
+        let column = (self.head * self.group() + member) * dim;
+        // SAFETY: `dim` columns of one of this task's rows, which nobody else has.
+        unsafe { std::slice::from_raw_parts_mut(self.out.0.add(row * query * dim + column), dim) }
+    }
+}

@@ -1,0 +1,242 @@
+//! Products of bf16 tiles on AMX: 16 rows by 16 columns by 32 k at a time, sums in f32.
+//!
+//! Subnormal numbers count as zero.
+#![allow(unsafe_code)] // Tile instructions on raw pointers.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+use super::packed::Line;
+
+/// Rows of a tile, and its columns of f32.
+pub(super) const SIDE: usize = 16;
+/// k of a tile of factors: 64 bytes of bf16.
+pub(super) const TILE_K: usize = 32;
+/// Bytes from one row of a tile of left factors to the next, and from one such tile to the next.
+const ROW: usize = 64;
+pub(super) const TILE: usize = SIDE * ROW;
+/// Columns of a panel of right factors, and its cache lines at each step of [`TILE_K`].
+pub(super) const PANEL: usize = 2 * SIDE;
+pub(super) const STEP_LINES: usize = 2 * SIDE;
+
+/// A line of left factors: the nearest bf16 of 32 numbers.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+pub(super) fn rounded(numbers: [__m512; 2]) -> Line {
+    let halves = numbers.map(|numbers| nearest(numbers));
+    // SAFETY: a line is 64 bytes, and so are the two vectors, plain bits both.
+    unsafe { std::mem::transmute::<[__m256i; 2], Line>(halves) }
+}
+
+/// A line of right factors, the nearest bf16 of 16 columns: below at one step of k, above at the
+/// next.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+pub(super) fn paired(below: __m512, above: __m512) -> Line {
+    let [below, above] = [below, above].map(|numbers| _mm512_cvtepu16_epi32(nearest(numbers)));
+    let pairs = _mm512_or_si512(below, _mm512_slli_epi32::<16>(above));
+    // SAFETY: both are 64 bytes of plain bits.
+    unsafe { std::mem::transmute::<__m512i, Line>(pairs) }
+}
+
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+fn nearest(numbers: __m512) -> __m256i {
+    // SAFETY: both are 32 bytes of plain bits.
+    unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(numbers)) }
+}
+
+/// The tile registers' shapes, which this thread has from `shape` on until this is dropped.
+pub(super) struct Tiles {
+    /// Rows of the output; 0 while none were asked for.
+    rows: usize,
+}
+
+impl Tiles {
+    /// # Safety
+    /// The CPU has AMX BF16 and AVX-512 BF16, and this process may use tiles.
+    pub(super) unsafe fn new() -> Self {
+        Self { rows: 0 }
+    }
+
+    /// Sums in 0 to 3 (two above two), activations in 4 and 5, weights in 6 and 7, for an output of
+    /// `rows` rows, at most 32. The registers' contents are lost if the shapes change.
+    pub(super) fn shape(&mut self, rows: usize) {
+        /// The operand of `ldtilecfg`.
+        #[repr(C, align(64))]
+        struct Shapes {
+            palette: u8,
+            start_row: u8,
+            reserved: [u8; 14],
+            row_bytes: [u16; 16],
+            rows: [u8; 16],
+        }
+        if self.rows == rows {
+            return;
+        }
+        let (upper, lower) = (rows.min(SIDE) as u8, rows.saturating_sub(SIDE) as u8);
+        let mut shapes = Shapes {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [0; 16],
+            rows: [0; 16],
+        };
+        let heights = [upper, upper, lower, lower, upper, lower, SIDE as u8, SIDE as u8];
+        for (tile, height) in heights.into_iter().enumerate() {
+            if height > 0 {
+                (shapes.rows[tile], shapes.row_bytes[tile]) = (height, ROW as u16);
+            }
+        }
+        // SAFETY: palette 1 has eight tiles of at most 16 rows of 64 bytes; who made this promised
+        // that the process may use them.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) };
+        self.rows = rows;
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        if self.rows > 0 {
+            // SAFETY: the tiles were configured, and hold nothing that is still wanted.
+            unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        }
+    }
+}
+
+/// A product of up to 32 rows of left factors with a panel of right ones.
+pub(super) struct Product {
+    /// Left factors of the first 16 rows, and of those after them: tiles of `[16, 32]` bf16 along k,
+    /// the parts of a tile behind each other.
+    pub(super) upper: *const Line,
+    pub(super) lower: *const Line,
+    /// Right factors: `[16, 32]` pairs of bf16 for each tile along k, two lines a pair of k.
+    pub(super) panel: *const Line,
+    /// Lines to fetch into the cache meanwhile, and how many at each step, at least 2: they need
+    /// not exist.
+    pub(super) ahead: *const Line,
+    pub(super) fetch: usize,
+    /// Steps along k.
+    pub(super) tiles: usize,
+    /// The sums, `[rows, 32]`.
+    pub(super) y: *mut f32,
+    /// From one output row to the next, in elements.
+    pub(super) stride: usize,
+    /// Whether the sums start from zero, or from what `y` holds.
+    pub(super) first: bool,
+}
+
+/// Multiplies along k: `$products` are the instructions of a step, `$advance` moves on to the next.
+macro_rules! along_k {
+    ($product:ident, [$($advance:literal),+], [$($products:expr),+]) => {
+        asm!(
+            "2:",
+            "tileloadd tmm6, [{panel} + {pair}]",
+            "tileloadd tmm7, [{panel} + {pair} + 64]",
+            $($products,)+
+            "mov {left}, {fetch}",
+            "3:",
+            "prefetcht1 [{ahead}]",
+            "prefetcht1 [{ahead} + 64]",
+            "add {ahead}, 128",
+            "sub {left}, 2",
+            "ja 3b",
+            "add {panel}, 2048",
+            $($advance,)+
+            "dec {tiles}",
+            "jnz 2b",
+            panel = inout(reg) $product.panel => _,
+            upper = inout(reg) $product.upper => _,
+            lower = inout(reg) $product.lower => _,
+            ahead = inout(reg) $product.ahead => _,
+            tiles = inout(reg) $product.tiles => _,
+            left = out(reg) _,
+            fetch = in(reg) $product.fetch,
+            pair = in(reg) 2 * ROW,
+            row = in(reg) ROW,
+            options(nostack, readonly),
+        )
+    };
+}
+
+/// Left factors of one part of up to 32 rows, or of up to 16, times the right ones at hand.
+macro_rules! two_strips {
+    ($at:literal) => {
+        concat!(
+            "tileloadd tmm4, [{upper} + {row} + ",
+            $at,
+            "]\n",
+            "tileloadd tmm5, [{lower} + {row} + ",
+            $at,
+            "]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tdpbf16ps tmm1, tmm4, tmm7\n",
+            "tdpbf16ps tmm2, tmm5, tmm6\n",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+        )
+    };
+}
+macro_rules! one_strip {
+    ($at:literal) => {
+        concat!(
+            "tileloadd tmm4, [{upper} + {row} + ",
+            $at,
+            "]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+        )
+    };
+}
+
+impl Product {
+    /// # Safety
+    /// The operands are valid for `tiles` steps along k, of which there is at least one, and an
+    /// output of `height` rows and 32 columns; `lower` is one only if there are more than 16. The
+    /// tile registers have the shapes for `height` rows.
+    pub(super) unsafe fn run<const PARTS: usize>(&self, height: usize) {
+        let lower_y = self.y.wrapping_add(SIDE * self.stride);
+        let bytes = self.stride * size_of::<f32>();
+        let two = height > SIDE;
+        // SAFETY: the caller's operands; only tile registers change, which Rust never uses.
+        unsafe {
+            if self.first {
+                asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
+                if two {
+                    asm!("tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+                }
+            } else {
+                asm!("tileloadd tmm0, [{y} + {n}]", "tileloadd tmm1, [{y} + {n} + 64]",
+                    y = in(reg) self.y, n = in(reg) bytes, options(nostack, readonly));
+                if two {
+                    asm!("tileloadd tmm2, [{y} + {n}]", "tileloadd tmm3, [{y} + {n} + 64]",
+                        y = in(reg) lower_y, n = in(reg) bytes, options(nostack, readonly));
+                }
+            }
+            match (two, PARTS) {
+                (true, 1) => {
+                    along_k!(self, ["add {upper}, 1024", "add {lower}, 1024"], [two_strips!(0)])
+                }
+                (false, 1) => {
+                    along_k!(self, ["add {upper}, 1024", "add {lower}, 1024"], [one_strip!(0)])
+                }
+                (true, 3) => along_k!(
+                    self,
+                    ["add {upper}, 3072", "add {lower}, 3072"],
+                    [two_strips!(0), two_strips!(1024), two_strips!(2048)]
+                ),
+                (false, 3) => along_k!(
+                    self,
+                    ["add {upper}, 3072", "add {lower}, 3072"],
+                    [one_strip!(0), one_strip!(1024), one_strip!(2048)]
+                ),
+                _ => unreachable!("left factors in {PARTS} parts"),
+            }
+            asm!("tilestored [{y} + {n}], tmm0", "tilestored [{y} + {n} + 64], tmm1",
+                y = in(reg) self.y, n = in(reg) bytes, options(nostack));
+            if two {
+                asm!("tilestored [{y} + {n}], tmm2", "tilestored [{y} + {n} + 64], tmm3",
+                    y = in(reg) lower_y, n = in(reg) bytes, options(nostack));
+            }
+        }
+    }
+}
