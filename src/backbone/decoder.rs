@@ -11,7 +11,8 @@ use super::rope::Rope;
 use crate::checkpoint::{Checkpoint, Values};
 use crate::error::{Error, Result, Status};
 use crate::kernels::{
-    self, Arena, HeadNorms, Heads, KvShape, Linear, LinearLoader, Precision, Rows, Span, Vector,
+    self, Arena, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader, Precision, Rows,
+    Span, Vector,
 };
 
 /// Where in a block the hidden states are read.
@@ -173,7 +174,7 @@ impl Decoder {
     /// observed of it.
     ///
     /// `attend` turns joined queries, keys and values, normed and rotated, into the attention's
-    /// output, `[rows, query * dim]`.
+    /// output, `[rows, query * dim]`, in the form that is asked for.
     ///
     /// # Errors
     /// Those of `attend` and `observe`; `OutOfMemory`; `Internal` when the device fails.
@@ -182,18 +183,21 @@ impl Decoder {
         layer: usize,
         x: &mut Rows,
         (cos, sin): &(Rows, Rows),
-        attend: &mut dyn FnMut(&Rows) -> Result<Rows>,
+        attend: &mut dyn FnMut(&Rows, Form) -> Result<Inputs>,
         observe: &mut dyn FnMut(&Rows) -> Result<()>,
     ) -> Result<()> {
         let block = &self.blocks[layer];
         let eps = self.config.rms_norm_eps;
-        let mut qkv = block.qkv.forward(&kernels::rms_norm(x, &block.input_norm, eps)?)?;
+        let normed = kernels::rms_norm(x, &block.input_norm, eps, block.qkv.form())?;
+        let mut qkv = block.qkv.forward(&normed)?;
         let norms = block.head_norms.as_ref();
         kernels::norm_and_rotate(&mut qkv, (cos, sin), norms, heads(&self.config))?;
-        let attended = block.output.forward(&attend(&qkv)?)?;
-        let normed = kernels::add_and_norm(x, &attended, &block.post_attention_norm, eps)?;
-        let gate_up = block.gate_up.forward(&normed)?;
-        let mlp = block.down.forward(&kernels::silu_mul(&gate_up)?)?;
+        let attended = attend(&qkv, block.output.form())?;
+        let attended = block.output.forward(&attended)?;
+        let (norm, form) = (&block.post_attention_norm, block.gate_up.form());
+        let normed = kernels::add_and_norm(x, &attended, norm, eps, form)?;
+        let gated = block.gate_up.forward_swiglu(&normed, block.down.form())?;
+        let mlp = block.down.forward(&gated)?;
         let is_observed = self.observed.layers.binary_search(&layer).is_ok();
         if is_observed && self.observed.site == Site::Mlp {
             observe(&mlp)?;
@@ -202,7 +206,7 @@ impl Decoder {
         if is_observed && self.observed.site == Site::Residual {
             match &self.norm {
                 Some(norm) if layer + 1 == self.config.num_hidden_layers => {
-                    observe(&kernels::rms_norm(x, norm, eps)?)?;
+                    observe(&kernels::rms_norm(x, norm, eps, Form::Rows)?.into_rows()?)?;
                 }
                 _ => observe(x)?,
             }
@@ -211,8 +215,8 @@ impl Decoder {
     }
 
     /// Attention inside each span's own text.
-    pub(super) fn attend(&self, qkv: &Rows, spans: &[Span<'_>]) -> Result<Rows> {
-        kernels::attention(qkv, spans, heads(&self.config), self.precision)
+    pub(super) fn attend(&self, qkv: &Rows, spans: &[Span<'_>], form: Form) -> Result<Inputs> {
+        kernels::attention(qkv, spans, heads(&self.config), self.precision, form)
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::decoder::Decoder;
 use crate::error::Result;
-use crate::kernels::{Kv, KvShape, Meter, Rows, Span};
+use crate::kernels::{Form, Inputs, Kv, KvShape, Meter, Rows, Span};
 
 /// Rows of a chunk, for each thread: wide enough for the matrix products to run at full speed, and
 /// few enough for a chunk of a small model to take some tens of milliseconds.
@@ -142,7 +142,7 @@ impl Pass {
             };
             let layer = self.layer;
             let (parts, segments) = (&chunk.parts, &mut self.segments);
-            let mut attend = |qkv: &Rows| -> Result<Rows> {
+            let mut attend = |qkv: &Rows, form: Form| -> Result<Inputs> {
                 for part in parts {
                     let segment = &mut segments[part.segment];
                     let slot = segment.slot(layer);
@@ -160,7 +160,7 @@ impl Pass {
                         }
                     })
                     .collect();
-                decoder.attend(qkv, &spans)
+                decoder.attend(qkv, &spans, form)
             };
             decoder.block(layer, &mut states, &chunk.rotations, &mut attend, &mut |states| {
                 observe(layer, states, parts)

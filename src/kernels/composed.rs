@@ -111,7 +111,9 @@ fn causal_mask(start: usize, count: usize, seen: usize, device: &Device) -> Resu
 mod tests {
     use super::*;
     use crate::kernels::kv::{PAGE_TOKENS, Tensors};
-    use crate::kernels::{self, Arena, HeadNorms, KvShape, Meter, Precision, Rows, Vector};
+    use crate::kernels::{
+        self, Arena, Form, HeadNorms, Inputs, KvShape, Meter, Precision, Rows, Vector,
+    };
 
     const HEADS: Heads = Heads { query: 6, key_value: 2, dim: 20 };
     /// Such as tiles take.
@@ -137,6 +139,10 @@ mod tests {
         Tensor::from_slice(x.cpu().unwrap(), (x.rows(), x.width()), &Device::Cpu).unwrap()
     }
 
+    fn plain_rows(x: crate::error::Result<Inputs>) -> Rows {
+        x.unwrap().into_rows().unwrap()
+    }
+
     fn vector(x: &Tensor) -> Vector {
         Vector::Cpu(x.flatten_all().unwrap().to_vec1().unwrap())
     }
@@ -150,14 +156,17 @@ mod tests {
         for (rows, columns) in [(1, 6), (5, 16), (40, 34), (33, 130)] {
             let x = random(rows, columns);
             let weight = random(1, columns).flatten_all().unwrap();
-            let ours = kernels::rms_norm(&fused(&x), &vector(&weight), 1e-5).unwrap();
+            let ours =
+                plain_rows(kernels::rms_norm(&fused(&x), &vector(&weight), 1e-5, Form::Rows));
             assert!(worst(&tensor(&ours), &rms_norm(&x, &weight, 1e-5).unwrap()) < 1e-5);
             let (y, mut sum) = (random(rows, columns), fused(&x));
-            let ours = kernels::add_and_norm(&mut sum, &fused(&y), &vector(&weight), 1e-5).unwrap();
+            let weights = vector(&weight);
+            let ours = kernels::add_and_norm(&mut sum, &fused(&y), &weights, 1e-5, Form::Rows);
+            let ours = plain_rows(ours);
             let plain = (&x + &y).unwrap();
             assert_eq!(worst(&tensor(&sum), &plain), 0.0);
             assert!(worst(&tensor(&ours), &rms_norm(&plain, &weight, 1e-5).unwrap()) < 1e-5);
-            let ours = kernels::silu_mul(&fused(&x)).unwrap();
+            let ours = plain_rows(kernels::silu_mul(&fused(&x), Form::Rows));
             assert!(worst(&tensor(&ours), &silu_mul(&x).unwrap()) < 1e-5);
         }
     }
@@ -176,7 +185,7 @@ mod tests {
         }
         assert!(kernels::add(&mut fused(&random(2, 3)), &fused(&random(3, 3))).is_err());
         let weight = vector(&random(1, 4));
-        assert!(kernels::rms_norm(&fused(&random(2, 3)), &weight, 1e-5).is_err());
+        assert!(kernels::rms_norm(&fused(&random(2, 3)), &weight, 1e-5, Form::Rows).is_err());
     }
 
     #[test]
@@ -254,7 +263,9 @@ mod tests {
             };
             let plain = attention(&qkv, &spans(1), heads).unwrap();
             for &(precision, most) in precisions {
-                let ours = kernels::attention(&fused(&qkv), &spans(0), heads, precision).unwrap();
+                let ours =
+                    kernels::attention(&fused(&qkv), &spans(0), heads, precision, Form::Rows);
+                let ours = plain_rows(ours);
                 let worst = worst(&tensor(&ours), &plain);
                 assert!(worst < most, "{texts:?} {heads:?} {precision:?}: {worst}");
             }
@@ -267,15 +278,17 @@ mod tests {
     fn a_copy_of_a_texts_beginning_shares_its_pages_until_one_is_written() {
         let shape = KvShape { layers: 1, heads: HEADS };
         let meter = Meter::default();
+        let attend = |text: &Tensor, span| {
+            plain_rows(kernels::attention(&fused(text), &[span], HEADS, Precision::F32, Form::Rows))
+        };
         let mut kv = Kv::new(shape, &Device::Cpu, &meter);
         kv.reserve(0, 40).unwrap();
-        let rows = random(40, HEADS.qkv());
-        kv.store(0, 0, &fused(&rows), 0..40).unwrap();
+        let text = random(40, HEADS.qkv());
+        kv.store(0, 0, &fused(&text), 0..40).unwrap();
         let three_pages = 3 * PAGE_TOKENS * shape.token_bytes();
         assert_eq!(meter.bytes(), three_pages);
         let span = Span { rows: 0..40, position: 0, kv: &kv, layer: 0 };
-        let before =
-            tensor(&kernels::attention(&fused(&rows), &[span], HEADS, Precision::F32).unwrap());
+        let before = tensor(&attend(&text, span));
 
         let mut copy = kv.clone();
         copy.truncate(20);
@@ -286,8 +299,8 @@ mod tests {
         // The shared beginning gives the same bits; the original did not change.
         for (kv, count) in [(&copy, 20), (&kv, 40)] {
             let span = Span { rows: 0..count, position: 0, kv, layer: 0 };
-            let rows = rows.narrow(0, 0, count).unwrap();
-            let after = kernels::attention(&fused(&rows), &[span], HEADS, Precision::F32).unwrap();
+            let text = text.narrow(0, 0, count).unwrap();
+            let after = attend(&text, span);
             assert_eq!(worst(&tensor(&after), &before.narrow(0, 0, count).unwrap()), 0.0);
         }
     }

@@ -3,7 +3,9 @@
 use pulp::Arch;
 use rayon::prelude::*;
 
+use super::inputs::{Inputs, Sink};
 use super::{Heads, math};
+use crate::error::Result;
 
 /// Rows a task works on: enough to be worth the hand-over, few enough to share out.
 const ROWS_PER_TASK: usize = 16;
@@ -13,40 +15,53 @@ const ELEMENTS_PER_TASK: usize = 16 << 10;
 const LANES: usize = 16;
 
 /// See [`super::rms_norm`].
-pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let task = ROWS_PER_TASK * weight.len();
+pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut Inputs) -> Result<()> {
     let arch = Arch::new();
-    out.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(out, x)| {
+    out.sinks()?.zip(x.par_chunks(Sink::ROWS * weight.len())).for_each(|(mut out, x)| {
         arch.dispatch(
             #[inline(always)]
-            || rms_norm_rows(x, weight, eps, out),
+            || rms_norm_rows(x, weight, eps, &mut out),
         );
     });
+    Ok(())
 }
 
 /// See [`super::add_and_norm`].
-pub(super) fn add_and_norm(x: &mut [f32], y: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let task = ROWS_PER_TASK * weight.len();
+pub(super) fn add_and_norm(
+    x: &mut [f32],
+    y: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: &mut Inputs,
+) -> Result<()> {
+    let task = Sink::ROWS * weight.len();
     let arch = Arch::new();
-    let tasks = out.par_chunks_mut(task).zip(x.par_chunks_mut(task)).zip(y.par_chunks(task));
-    tasks.for_each(|((out, x), y)| {
+    let tasks = out.sinks()?.zip(x.par_chunks_mut(task)).zip(y.par_chunks(task));
+    tasks.for_each(|((mut out, x), y)| {
         arch.dispatch(
             #[inline(always)]
             || {
                 add_rows(x, y);
-                rms_norm_rows(x, weight, eps, out);
+                rms_norm_rows(x, weight, eps, &mut out);
             },
         );
     });
+    Ok(())
 }
 
 #[inline(always)]
-fn rms_norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+fn rms_norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut Sink<'_>) {
+    for (r, x) in x.chunks_exact(weight.len()).enumerate() {
         let scale = rms_scale(x, eps);
-        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-            *out = x * scale * weight;
-        }
+        out.write(
+            r,
+            #[inline(always)]
+            |out| {
+                for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+                    *out = x * scale * weight;
+                }
+            },
+        );
     }
 }
 
@@ -67,25 +82,31 @@ fn rms_scale(x: &[f32], eps: f32) -> f32 {
 }
 
 /// See [`super::silu_mul`].
-pub(super) fn silu_mul(x: &[f32], half: usize, out: &mut [f32]) {
+pub(super) fn silu_mul(x: &[f32], out: &mut Inputs) -> Result<()> {
+    let half = out.width();
     let arch = Arch::new();
-    let tasks =
-        out.par_chunks_mut(ROWS_PER_TASK * half).zip(x.par_chunks(ROWS_PER_TASK * 2 * half));
-    tasks.for_each(|(out, x)| {
+    out.sinks()?.zip(x.par_chunks(Sink::ROWS * 2 * half)).for_each(|(mut out, x)| {
         arch.dispatch(
             #[inline(always)]
-            || silu_mul_rows(x, half, out),
+            || silu_mul_rows(x, half, &mut out),
         );
     });
+    Ok(())
 }
 
 #[inline(always)]
-fn silu_mul_rows(x: &[f32], half: usize, out: &mut [f32]) {
-    for (x, out) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(half)) {
+fn silu_mul_rows(x: &[f32], half: usize, out: &mut Sink<'_>) {
+    for (r, x) in x.chunks_exact(2 * half).enumerate() {
         let (gate, up) = x.split_at(half);
-        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-            *out = gate / (1.0 + math::exp(-gate)) * up;
-        }
+        out.write(
+            r,
+            #[inline(always)]
+            |out| {
+                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                    *out = math::silu(*gate) * up;
+                }
+            },
+        );
     }
 }
 

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::inputs::{Form, Inputs};
 use super::packed::{PackError, PackedLinear, Weights};
 use super::rows::Rows;
 use crate::checkpoint::Values;
@@ -37,20 +38,24 @@ enum Bias {
 }
 
 impl Linear {
+    /// How it wants its inputs.
+    pub(crate) fn form(&self) -> Form {
+        match &self.weight {
+            Weight::Packed(weight) => weight.form(),
+            Weight::Dense(_) => Form::Rows,
+        }
+    }
+
+    /// The outputs for `x`, which may be of another form than the layer's own where it is rows.
+    ///
     /// # Errors
-    /// `OutOfMemory`; `Internal` for rows of another width or place, or when the device fails.
-    pub(crate) fn forward(&self, x: &Rows) -> Result<Rows> {
-        match (&self.weight, x.device()) {
-            (Weight::Packed(weight), _) => {
-                let (inputs, outputs) = (weight.in_features(), weight.out_features());
-                if x.width() != inputs {
-                    let got = x.width();
-                    return Err(Error::internal(format!("{got} inputs for a layer of {inputs}")));
-                }
-                let mut y = x.beside(outputs)?;
-                weight.matmul(x.cpu()?, y.cpu_mut()?, x.arena()?)?;
+    /// `OutOfMemory`; `Internal` for inputs of another width or place, or when the device fails.
+    pub(crate) fn forward(&self, x: &Inputs) -> Result<Rows> {
+        match &self.weight {
+            Weight::Packed(weight) => {
+                let mut y = weight.matmul(x)?;
                 if let Some(Bias::Plain(bias)) = &self.bias {
-                    y.cpu_mut()?.par_chunks_exact_mut(outputs).for_each(|row| {
+                    y.cpu_mut()?.par_chunks_exact_mut(bias.len()).for_each(|row| {
                         for (y, b) in row.iter_mut().zip(bias) {
                             *y += b;
                         }
@@ -58,17 +63,30 @@ impl Linear {
                 }
                 Ok(y)
             }
-            (Weight::Dense(weight), Some(x)) => {
+            Weight::Dense(weight) => {
+                let Some(x) = x.rows()?.device() else {
+                    return Err(Error::internal("values of the CPU for another device's layer"));
+                };
                 let y = x.matmul(weight)?;
                 Rows::on_device(match &self.bias {
                     Some(Bias::OnDevice(bias)) => y.broadcast_add(bias)?,
                     _ => y,
                 })
             }
-            (Weight::Dense(_), None) => {
-                Err(Error::internal("values of the CPU for a layer of another device"))
-            }
         }
+    }
+
+    /// [`super::silu_mul`] of the outputs for `x`, for a layer that wants `form`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub(crate) fn forward_swiglu(&self, x: &Inputs, form: Form) -> Result<Inputs> {
+        if let (Weight::Packed(weight), None) = (&self.weight, &self.bias)
+            && let Some(out) = weight.swiglu(x, form)?
+        {
+            return Ok(out);
+        }
+        super::silu_mul(&self.forward(x)?, form)
     }
 
     /// Bytes of the weights in memory.
@@ -181,9 +199,9 @@ mod tests {
                 loader
             };
             let rows = Rows::copied(&Arena::new(0), &values(&x), inputs).unwrap();
-            let packed = loader().packed().unwrap().forward(&rows).unwrap();
+            let packed = loader().packed().unwrap().forward(&rows.into()).unwrap();
             let x = Rows::on_device(x.clone()).unwrap();
-            let dense = loader().dense(&Device::Cpu).unwrap().forward(&x).unwrap();
+            let dense = loader().dense(&Device::Cpu).unwrap().forward(&x.into()).unwrap();
             assert_eq!([packed.rows(), packed.width()], [11, 25]);
             let dense = values(dense.device().unwrap());
             let pairs = packed.cpu().unwrap().iter().zip(&dense);

@@ -22,6 +22,12 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { fraction * power }
 }
 
+/// `x / (1 + e^-x)`
+#[inline(always)]
+pub(super) fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

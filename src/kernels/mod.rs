@@ -12,11 +12,14 @@ mod attention;
 mod blocks;
 mod composed;
 mod elementwise;
+mod inputs;
 mod kv;
 mod linear;
 mod math;
 mod packed;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod strips;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
@@ -26,6 +29,7 @@ use crate::error::{Error, Result};
 
 pub(crate) use arena::Arena;
 pub(crate) use blocks::BlockType;
+pub(crate) use inputs::{Form, Inputs};
 pub(crate) use kv::{Charge, Kv, KvShape, Meter, PAGE_TOKENS, zeros};
 pub(crate) use linear::{Linear, LinearLoader, Precision};
 pub(crate) use rows::{Rows, Vector};
@@ -54,37 +58,42 @@ pub(crate) struct HeadNorms {
 }
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over each row: `[tokens, n]`, `[n]`.
-pub(crate) fn rms_norm(x: &Rows, weight: &Vector, eps: f64) -> Result<Rows> {
+pub(crate) fn rms_norm(x: &Rows, weight: &Vector, eps: f64, form: Form) -> Result<Inputs> {
     if let Some(x) = x.device() {
-        return Rows::on_device(composed::rms_norm(x, weight.device()?, eps)?);
+        return Ok(Rows::on_device(composed::rms_norm(x, weight.device()?, eps)?)?.into());
     }
     let weight = columns(x, weight)?;
-    let mut out = x.beside(x.width())?;
-    elementwise::rms_norm(x.cpu()?, weight, eps as f32, out.cpu_mut()?);
+    let mut out = Inputs::lend(x.arena()?, x.rows(), x.width(), form)?;
+    elementwise::rms_norm(x.cpu()?, weight, eps as f32, &mut out)?;
     Ok(out)
 }
 
 /// Adds `y` to `x`, and then is [`rms_norm`] of `x`.
-pub(crate) fn add_and_norm(x: &mut Rows, y: &Rows, weight: &Vector, eps: f64) -> Result<Rows> {
+pub(crate) fn add_and_norm(
+    x: &mut Rows,
+    y: &Rows,
+    weight: &Vector,
+    eps: f64,
+    form: Form,
+) -> Result<Inputs> {
     if x.device().is_some() {
         add(x, y)?;
-        return rms_norm(x, weight, eps);
+        return rms_norm(x, weight, eps, form);
     }
     same_shape(x, y)?;
     let weight = columns(x, weight)?;
-    let mut out = x.beside(x.width())?;
-    elementwise::add_and_norm(x.cpu_mut()?, y.cpu()?, weight, eps as f32, out.cpu_mut()?);
+    let mut out = Inputs::lend(x.arena()?, x.rows(), x.width(), form)?;
+    elementwise::add_and_norm(x.cpu_mut()?, y.cpu()?, weight, eps as f32, &mut out)?;
     Ok(out)
 }
 
 /// SwiGLU: `[tokens, 2n]`, the gate and then the up projection, to `silu(gate) * up`.
-pub(crate) fn silu_mul(gate_up: &Rows) -> Result<Rows> {
+pub(crate) fn silu_mul(gate_up: &Rows, form: Form) -> Result<Inputs> {
     if let Some(gate_up) = gate_up.device() {
-        return Rows::on_device(composed::silu_mul(gate_up)?);
+        return Ok(Rows::on_device(composed::silu_mul(gate_up)?)?.into());
     }
-    let half = gate_up.width() / 2;
-    let mut out = gate_up.beside(half)?;
-    elementwise::silu_mul(gate_up.cpu()?, half, out.cpu_mut()?);
+    let mut out = Inputs::lend(gate_up.arena()?, gate_up.rows(), gate_up.width() / 2, form)?;
+    elementwise::silu_mul(gate_up.cpu()?, &mut out)?;
     Ok(out)
 }
 
@@ -157,12 +166,15 @@ pub(crate) fn attention(
     spans: &[Span<'_>],
     heads: Heads,
     precision: Precision,
-) -> Result<Rows> {
+    form: Form,
+) -> Result<Inputs> {
     if let Some(qkv) = qkv.device() {
-        return Rows::on_device(composed::attention(qkv, spans, heads)?);
+        return Ok(Rows::on_device(composed::attention(qkv, spans, heads)?)?.into());
     }
-    let mut out = qkv.beside(heads.query * heads.dim)?;
-    attention::attention(qkv.cpu()?, spans, heads, precision, qkv.arena()?, out.cpu_mut()?)?;
+    // A head is written as whole tiles or as numbers.
+    let form = if heads.dim.is_multiple_of(inputs::TILE) { form } else { Form::Rows };
+    let mut out = Inputs::lend(qkv.arena()?, qkv.rows(), heads.query * heads.dim, form)?;
+    attention::attention(qkv.cpu()?, spans, heads, precision, qkv.arena()?, &mut out)?;
     Ok(out)
 }
 

@@ -118,12 +118,30 @@ pub(super) struct Product {
     pub(super) fetch: usize,
     /// Steps along k.
     pub(super) tiles: usize,
-    /// The sums, `[rows, 32]`.
-    pub(super) y: *mut f32,
-    /// From one output row to the next, in elements.
+    /// What the sums start from, and where they go.
+    pub(super) from: Sums,
+    pub(super) to: Sums,
+}
+
+/// Sums of up to 32 rows and 32 columns.
+#[derive(Clone, Copy)]
+pub(super) struct Sums {
+    /// Null for zeros, which can only be started from.
+    pub(super) start: *mut f32,
+    /// From one row to the next, in elements.
     pub(super) stride: usize,
-    /// Whether the sums start from zero, or from what `y` holds.
-    pub(super) first: bool,
+}
+
+impl Sums {
+    pub(super) const ZERO: Self = Self { start: std::ptr::null_mut(), stride: 0 };
+
+    fn lower(self) -> *mut f32 {
+        self.start.wrapping_add(SIDE * self.stride)
+    }
+
+    fn row_bytes(self) -> usize {
+        self.stride * size_of::<f32>()
+    }
 }
 
 /// Multiplies along k: `$products` are the instructions of a step, `$advance` moves on to the next.
@@ -194,22 +212,22 @@ impl Product {
     /// output of `height` rows and 32 columns; `lower` is one only if there are more than 16. The
     /// tile registers have the shapes for `height` rows.
     pub(super) unsafe fn run<const PARTS: usize>(&self, height: usize) {
-        let lower_y = self.y.wrapping_add(SIDE * self.stride);
-        let bytes = self.stride * size_of::<f32>();
         let two = height > SIDE;
         // SAFETY: the caller's operands; only tile registers change, which Rust never uses.
         unsafe {
-            if self.first {
+            if self.from.start.is_null() {
                 asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
                 if two {
                     asm!("tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
                 }
             } else {
+                let bytes = self.from.row_bytes();
                 asm!("tileloadd tmm0, [{y} + {n}]", "tileloadd tmm1, [{y} + {n} + 64]",
-                    y = in(reg) self.y, n = in(reg) bytes, options(nostack, readonly));
+                    y = in(reg) self.from.start, n = in(reg) bytes, options(nostack, readonly));
                 if two {
                     asm!("tileloadd tmm2, [{y} + {n}]", "tileloadd tmm3, [{y} + {n} + 64]",
-                        y = in(reg) lower_y, n = in(reg) bytes, options(nostack, readonly));
+                        y = in(reg) self.from.lower(), n = in(reg) bytes,
+                        options(nostack, readonly));
                 }
             }
             match (two, PARTS) {
@@ -231,11 +249,12 @@ impl Product {
                 ),
                 _ => unreachable!("left factors in {PARTS} parts"),
             }
+            let bytes = self.to.row_bytes();
             asm!("tilestored [{y} + {n}], tmm0", "tilestored [{y} + {n} + 64], tmm1",
-                y = in(reg) self.y, n = in(reg) bytes, options(nostack));
+                y = in(reg) self.to.start, n = in(reg) bytes, options(nostack));
             if two {
                 asm!("tilestored [{y} + {n}], tmm2", "tilestored [{y} + {n} + 64], tmm3",
-                    y = in(reg) lower_y, n = in(reg) bytes, options(nostack));
+                    y = in(reg) self.to.lower(), n = in(reg) bytes, options(nostack));
             }
         }
     }

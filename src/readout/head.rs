@@ -49,7 +49,7 @@ impl Head {
             if i > 0 {
                 kernels::relu(&mut x)?;
             }
-            x = layer.forward(&x)?;
+            x = layer.forward(&x.into())?;
             // Looked at before the ReLU, which makes zeros of what is not a number.
             for (all, row) in finite.iter_mut().zip(finite_rows(&x)?) {
                 *all &= row;

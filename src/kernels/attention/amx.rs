@@ -12,7 +12,9 @@ use crate::kernels::Arena;
 use crate::kernels::kv::PAGE_TOKENS;
 use crate::kernels::math;
 use crate::kernels::packed::Line;
-use crate::kernels::tiles::{PANEL, Product, SIDE, STEP_LINES, TILE_K, Tiles, paired, rounded};
+use crate::kernels::tiles::{
+    PANEL, Product, SIDE, STEP_LINES, Sums, TILE_K, Tiles, paired, rounded,
+};
 use crate::sys;
 
 /// Keys in a block. Blocks start at multiples of it, counted from the text's first token.
@@ -115,10 +117,9 @@ pub(super) unsafe fn attend(mut task: Task<'_>, arena: &Arena) -> Result<()> {
             unsafe { scratch.attend(&task, first, height, start, seen) };
         }
     }
-    for (at, (sums, total)) in scratch.sums.chunks_exact(dim).zip(&scratch.totals).enumerate() {
-        for (out, sum) in task.result(at).iter_mut().zip(sums) {
-            *out = sum / total;
-        }
+    for (at, (sums, total)) in scratch.sums.chunks_exact_mut(dim).zip(&scratch.totals).enumerate() {
+        sums.iter_mut().for_each(|sum| *sum /= total);
+        task.put(at, sums);
     }
     Ok(())
 }
@@ -215,9 +216,8 @@ impl Scratch<'_> {
                 ahead: keys.as_ptr(),
                 fetch: 2,
                 tiles: dim / TILE_K,
-                y: self.scores[panel * PANEL..].as_mut_ptr(),
-                stride: KEYS,
-                first: true,
+                from: Sums::ZERO,
+                to: Sums { start: self.scores[panel * PANEL..].as_mut_ptr(), stride: KEYS },
             };
             // SAFETY: the strips that `height` asks for and the panel have these steps, and the
             // scores are `[QUERIES, KEYS]`.
@@ -240,6 +240,8 @@ impl Scratch<'_> {
         let weights = self.weights.as_ptr();
         for panel in 0..dim / PANEL {
             let values = &self.values[panel * PANELS * STEP_LINES..];
+            let start_of_sums = self.sums[first * dim + panel * PANEL..].as_mut_ptr();
+            let sums = Sums { start: start_of_sums, stride: dim };
             let product = Product {
                 upper: weights,
                 lower: weights.wrapping_add(PANELS * SIDE),
@@ -247,9 +249,8 @@ impl Scratch<'_> {
                 ahead: values.as_ptr(),
                 fetch: 2,
                 tiles: panels,
-                y: self.sums[first * dim + panel * PANEL..].as_mut_ptr(),
-                stride: dim,
-                first: start == 0,
+                from: if start == 0 { Sums::ZERO } else { sums },
+                to: sums,
             };
             // SAFETY: as above, with the strips of weights and `height` rows of sums.
             unsafe { product.run::<1>(height) };

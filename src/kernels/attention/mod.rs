@@ -15,8 +15,15 @@ use std::ops::Range;
 use pulp::Arch;
 use rayon::prelude::*;
 
+use super::inputs::Inputs;
 use super::kv::{Kv, Pages};
 use super::{Arena, Heads, Precision, Span};
+#[cfg(target_arch = "x86_64")]
+use super::{
+    packed::Line,
+    strips::{self, Layout},
+    tiles::TILE_K,
+};
 use crate::error::{Error, Result};
 
 /// What a task computes with.
@@ -75,11 +82,10 @@ pub(super) fn attention(
     heads: Heads,
     precision: Precision,
     arena: &Arena,
-    out: &mut [f32],
+    out: &mut Inputs,
 ) -> Result<()> {
     let Heads { query, key_value, dim } = heads;
-    let width = query * dim;
-    let tokens = out.len() / width;
+    let tokens = qkv.len() / heads.qkv();
     let per_task = (tokens * key_value).div_ceil(4 * rayon::current_num_threads());
     let kernel = Kernel::new(dim, precision);
     let (fewest, most) = kernel.rows(query / key_value);
@@ -90,8 +96,8 @@ pub(super) fn attention(
         let Kv::Pages(pages) = span.kv else {
             return Err(Error::internal("keys of another device for attention on the CPU"));
         };
-        // The tasks' safety rests on this: rows of one span each, inside the result. That there
-        // are no gaps leaves nothing in it from before.
+        // The tasks' safety rests on this: rows of one span each. That there are no gaps leaves
+        // nothing in the result from before.
         if span.rows.start != covered || span.rows.end > tokens {
             return Err(Error::internal(format!("spans that are not just {tokens} tokens")));
         }
@@ -112,7 +118,7 @@ pub(super) fn attention(
             "spans of {covered} tokens, where there are {tokens}"
         )));
     }
-    let start = Output(out.as_mut_ptr());
+    let out = Output::new(out, tokens, query * dim)?;
     let mut tasks = Vec::new();
     for (pages, layer, rows, position) in &strips {
         for head in 0..key_value {
@@ -123,8 +129,8 @@ pub(super) fn attention(
                 head,
                 positions: *position..position + rows.len(),
                 heads,
-                // SAFETY: the first element of the rows, which are inside `out`.
-                out: Output(unsafe { start.0.add(rows.start * width) }),
+                out,
+                first_row: rows.start,
             });
         }
     }
@@ -133,12 +139,65 @@ pub(super) fn attention(
     tasks.into_par_iter().try_for_each(|task| kernel.run(task, arena))
 }
 
-/// The result's rows, of which each task writes its own columns.
+/// The result, of which each task writes its own columns of its own rows.
 #[derive(Clone, Copy)]
-struct Output(*mut f32);
+enum Output {
+    Rows {
+        start: *mut f32,
+        width: usize,
+    },
+    #[cfg(target_arch = "x86_64")]
+    Strips {
+        start: *mut Line,
+        layout: Layout,
+    },
+}
 
 // SAFETY: the spans' rows are disjoint, as was checked, and so are the columns of a row's heads.
 unsafe impl Send for Output {}
+
+impl Output {
+    /// # Errors
+    /// `Internal` where `out` is not `tokens` rows of `width` on the CPU.
+    fn new(out: &mut Inputs, tokens: usize, width: usize) -> Result<Self> {
+        let other = || Error::internal("a result of another shape");
+        #[cfg(target_arch = "x86_64")]
+        if let Some(strips) = out.strips_mut() {
+            let layout = strips.layout();
+            if strips.rows() != tokens || layout.tiles * TILE_K != width {
+                return Err(other());
+            }
+            return Ok(Self::Strips { start: strips.lines_mut().as_mut_ptr(), layout });
+        }
+        let rows = out.rows_mut()?.cpu_mut()?;
+        if rows.len() != tokens * width {
+            return Err(other());
+        }
+        Ok(Self::Rows { start: rows.as_mut_ptr(), width })
+    }
+
+    /// Writes `numbers` to the columns of `row` from `column` on.
+    ///
+    /// # Safety
+    /// They are in the result, and nobody else uses them meanwhile; in strips they are whole tiles.
+    #[inline(always)]
+    unsafe fn write(self, row: usize, column: usize, numbers: &[f32]) {
+        match self {
+            Self::Rows { start, width } => {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let to = start.add(row * width + column);
+                    std::ptr::copy_nonoverlapping(numbers.as_ptr(), to, numbers.len());
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Strips { start, layout } => {
+                // SAFETY: the caller's promise; there are strips only with AVX-512 BF16.
+                unsafe { strips::write_columns(layout, start, row, column, numbers) };
+            }
+        }
+    }
+}
 
 /// The attention of some query rows of one text, for one key head.
 struct Task<'a> {
@@ -150,8 +209,9 @@ struct Task<'a> {
     /// Where in their text the rows stand.
     positions: Range<usize>,
     heads: Heads,
-    /// Of the first of the rows, `[query * dim]`, the first element.
     out: Output,
+    /// The first row's place in the result.
+    first_row: usize,
 }
 
 impl Task<'_> {
@@ -182,13 +242,13 @@ impl Task<'_> {
         1.0 / (self.heads.dim as f32).sqrt()
     }
 
-    /// The result of query `at`, `[dim]`.
-    fn result(&mut self, at: usize) -> &mut [f32] {
-        let Heads { query, dim, .. } = self.heads;
-        assert!(at < self.queries());
+    /// Takes the result of query `at`, `[dim]`.
+    #[inline(always)]
+    fn put(&mut self, at: usize, result: &[f32]) {
+        assert!(at < self.queries() && result.len() == self.heads.dim);
         let (row, member) = (at / self.group(), at % self.group());
-        let column = (self.head * self.group() + member) * dim;
-        // SAFETY: `dim` columns of one of this task's rows, which nobody else has.
-        unsafe { std::slice::from_raw_parts_mut(self.out.0.add(row * query * dim + column), dim) }
+        let column = (self.head * self.group() + member) * self.heads.dim;
+        // SAFETY: a head's columns of one of this task's rows, which nobody else has.
+        unsafe { self.out.write(self.first_row + row, column, result) };
     }
 }

@@ -83,10 +83,11 @@ impl WithSimd for Task<'_> {
                 at += 1;
             }
         }
-        for (at, (sums, total)) in scratch.sums.chunks_exact(dim).zip(&scratch.totals).enumerate() {
-            for (out, sum) in self.result(at).iter_mut().zip(sums) {
-                *out = sum / total;
-            }
+        for (at, (sums, total)) in
+            scratch.sums.chunks_exact_mut(dim).zip(&scratch.totals).enumerate()
+        {
+            sums.iter_mut().for_each(|sum| *sum /= total);
+            self.put(at, sums);
         }
     }
 }

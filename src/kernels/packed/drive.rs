@@ -104,11 +104,10 @@ pub(super) struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    /// How many rows there are, checked to fit `w` and `x`.
-    pub(super) fn rows(&self, w: &Panels, x: &[f32]) -> usize {
+    /// How many rows there are, checked to be whole and to have the columns of `w`.
+    pub(super) fn rows(&self, w: &Panels) -> usize {
         let m = self.y.len() / self.stride;
         assert!(self.y.len() == m * self.stride && self.first + w.n <= self.stride);
-        assert!(x.len() == m * w.k);
         m
     }
 
@@ -180,7 +179,8 @@ impl Grid {
 /// # Safety
 /// The CPU has the instructions of `K`.
 pub(super) unsafe fn run<K: TileKernel>(w: &Panels, round: bool, x: &[f32], y: Columns<'_>) {
-    let m = y.rows(w, x);
+    let m = y.rows(w);
+    assert!(x.len() == m * w.k);
     assert!(w.storage == K::STORAGE || w.storage.is_compact() && K::STORAGE == Storage::F32);
     if w.k == 0 || w.n == 0 {
         return y.clear(w.n);

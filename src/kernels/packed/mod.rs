@@ -34,8 +34,11 @@ use std::fmt;
 
 use half::{bf16, f16};
 
-use super::{Arena, BlockType, Precision};
-use crate::error::Result;
+use super::inputs::{Form, Inputs};
+#[cfg(target_arch = "x86_64")]
+use super::strips::Strips;
+use super::{BlockType, Precision, Rows};
+use crate::error::{Error, Result};
 use crate::sys;
 pub(super) use pack::Line;
 use pack::{Panels, Storage};
@@ -214,49 +217,121 @@ impl PackedLinear {
         self.n
     }
 
-    /// Overwrites `y`, `[m, n]`, with `x Wᵀ` for `x`, `[m, k]`, both row-major. Runs on the current
-    /// rayon pool, with room from `arena`.
+    /// How inputs are read fastest.
+    pub(crate) fn form(&self) -> Form {
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Amx
+            && !self.runs.is_empty()
+            && self.runs.iter().all(|run| run.storage == Storage::Bf16Tiles)
+        {
+            return Form::Strips { parts: if self.rounds() { 1 } else { 3 } };
+        }
+        Form::Rows
+    }
+
+    /// `x Wᵀ`, `[m, n]`, for `x`, `[m, k]`, which is rows or of [`Self::form`]. Runs on the current
+    /// rayon pool.
     ///
     /// # Errors
-    /// `OutOfMemory`.
-    ///
-    /// # Panics
-    /// Where `x` and `y` are not the same number of whole rows.
-    pub(crate) fn matmul(&self, x: &[f32], y: &mut [f32], arena: &Arena) -> Result<()> {
-        let (n, k) = (self.n, self.k);
-        if n == 0 || y.is_empty() {
-            assert!(y.is_empty() && (n == 0 || k == 0 || x.is_empty()), "x has rows, y has none");
-            return Ok(());
+    /// `OutOfMemory`; `Internal` for inputs of another form or width.
+    pub(crate) fn matmul(&self, x: &Inputs) -> Result<Rows> {
+        let (n, k) = (self.out_features(), self.in_features());
+        if x.width() != k {
+            return Err(Error::internal(format!("{} inputs for a layer of {k}", x.width())));
         }
-        let m = y.len() / n;
-        assert!(m * n == y.len(), "y is not whole rows of {n}: {}", y.len());
-        assert!(m * k == x.len(), "x is not {m} rows of {k}: {}", x.len());
+        #[cfg(target_arch = "x86_64")]
+        if let Some(strips) = x.strips() {
+            let mut y = Rows::lend(strips.arena(), strips.rows(), n)?;
+            self.multiply_strips(strips, &mut y)?;
+            return Ok(y);
+        }
+        let x = x.rows()?;
+        let mut y = x.beside(n)?;
+        if n == 0 || y.rows() == 0 {
+            return Ok(y);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let Form::Strips { .. } = self.form() {
+            let x = Inputs::converted(x, self.form())?;
+            if let Some(strips) = x.strips() {
+                self.multiply_strips(strips, &mut y)?;
+                return Ok(y);
+            }
+        }
         let mut first = 0;
         for panels in &self.runs {
+            let columns = drive::Columns { y: y.cpu_mut()?, stride: n, first };
             // SAFETY: `pack_for` saw that the CPU has `self.isa`, and these are its kernels.
-            unsafe { self.run(panels, x, drive::Columns { y: &mut *y, stride: n, first }, arena)? };
+            unsafe { self.run(panels, x, columns)? };
+            first += panels.n;
+        }
+        Ok(y)
+    }
+
+    /// Overwrites `y` with what [`Self::matmul`] is of strips.
+    #[cfg(target_arch = "x86_64")]
+    fn multiply_strips(&self, x: &Strips, y: &mut Rows) -> Result<()> {
+        self.check(x)?;
+        let mut first = 0;
+        for panels in &self.runs {
+            let columns = drive::Columns { y: y.cpu_mut()?, stride: self.n, first };
+            // SAFETY: the strips are of this layer's width, by what was just checked.
+            unsafe { amx::run(panels, x, columns)? };
             first += panels.n;
         }
         Ok(())
     }
 
+    /// As `silu(gate) * up` of the outputs, which are gate and up behind each other, in the form
+    /// `form`, where there is a kernel for that.
+    ///
+    /// # Errors
+    /// As [`Self::matmul`].
+    pub(crate) fn swiglu(&self, x: &Inputs, form: Form) -> Result<Option<Inputs>> {
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(strips), [panels]) = (x.strips(), &*self.runs)
+            && form == self.form()
+            && self.n.is_multiple_of(2 * pack::PANEL)
+            && self.k > 0
+        {
+            self.check(strips)?;
+            let mut out = Inputs::lend(strips.arena(), strips.rows(), self.n / 2, form)?;
+            if let Some(out) = out.strips_mut() {
+                // SAFETY: as there, and `out` was made for half the outputs.
+                unsafe { amx::swiglu(panels, strips, out)? };
+            }
+            return Ok(Some(out));
+        }
+        let _ = (x, form);
+        Ok(None)
+    }
+
+    /// Whether `strips` are inputs of this layer.
+    #[cfg(target_arch = "x86_64")]
+    fn check(&self, strips: &Strips) -> Result<()> {
+        let layout = strips.layout();
+        let tiles = self.runs.first().map_or(0, |run| run.steps / pack::TILE_STEPS);
+        if self.form() == (Form::Strips { parts: layout.parts }) && layout.tiles == tiles {
+            return Ok(());
+        }
+        Err(Error::internal(format!("{layout:?} for a layer of {tiles} tiles, {:?}", self.form())))
+    }
+
     /// # Safety
     /// The CPU has the instructions of `self.isa`.
-    unsafe fn run(
-        &self,
-        w: &Panels,
-        x: &[f32],
-        y: drive::Columns<'_>,
-        arena: &Arena,
-    ) -> Result<()> {
+    unsafe fn run(&self, w: &Panels, rows: &Rows, y: drive::Columns<'_>) -> Result<()> {
         use drive::run;
+        let x = rows.cpu()?;
         let round = self.rounds();
         // SAFETY: each kernel uses the instructions of its `isa` alone, as `available` asks for them.
         unsafe {
             #[cfg(target_arch = "x86_64")]
             match (self.isa, w.storage) {
-                (Isa::Amx, Storage::Bf16Tiles) if round => return amx::run::<1>(w, x, y, arena),
-                (Isa::Amx, Storage::Bf16Tiles) => return amx::run::<3>(w, x, y, arena),
+                (Isa::Amx, Storage::Bf16Tiles) => {
+                    let parts = if round { 1 } else { 3 };
+                    let strips = Inputs::converted(rows, Form::Strips { parts })?;
+                    return strips.strips().map_or(Ok(()), |strips| amx::run(w, strips, y));
+                }
                 (Isa::Avx512Bf16, Storage::Bf16Pairs) => {
                     run::<avx512bf16::Kernel>(w, round, x, y);
                 }

@@ -2,6 +2,7 @@
 
 use super::pack::BLOCK;
 use super::*;
+use crate::kernels::{Arena, silu_mul};
 
 /// A small linear congruential generator: the tests need no better.
 struct Rng(u64);
@@ -42,21 +43,28 @@ fn pack(isa: Isa, w: Weights<'_>, n: usize, k: usize, precision: Precision) -> P
     PackedLinear::pack_for(isa, &[(w, n)], k, precision).unwrap()
 }
 
-/// The product, checked to read nothing around `x` and to write nothing around `y`.
+/// The product, of inputs and to outputs that lie where numbers that are none were before.
 fn matmul(layer: &PackedLinear, x: &[f32]) -> Vec<f32> {
-    const AROUND: usize = 40;
-    const MARK: f32 = 12345.5;
-    let m = x.len() / layer.in_features();
-    let len = m * layer.out_features();
-    let mut xs = vec![f32::NAN; x.len() + 2 * AROUND];
-    xs[AROUND..][..x.len()].copy_from_slice(x);
-    let mut ys = vec![MARK; len + 2 * AROUND];
-    // What `y` holds before must not matter.
-    ys[AROUND..][..len].fill(f32::NAN);
-    let arena = Arena::new(0);
-    layer.matmul(&xs[AROUND..][..x.len()], &mut ys[AROUND..][..len], &arena).unwrap();
-    assert!(ys[..AROUND].iter().chain(&ys[AROUND + len..]).all(|v| *v == MARK));
-    ys[AROUND..][..len].to_vec()
+    outputs(layer.matmul(&rows(x, layer.in_features(), layer.out_features()).into()))
+}
+
+fn outputs(y: Result<Rows>) -> Vec<f32> {
+    y.unwrap().cpu().unwrap().to_vec()
+}
+
+/// Rows of `width`, whose arena lends what held no numbers for rows of up to `widest`.
+fn rows(x: &[f32], width: usize, widest: usize) -> Rows {
+    let arena = Arena::new(1 << 24);
+    let most = x.len() / width.max(1) * width.max(widest) + 4000;
+    let spoiled: Vec<_> = (0..3)
+        .map(|_| {
+            let mut rows = Rows::lend(&arena, 1, most).unwrap();
+            rows.cpu_mut().unwrap().fill(f32::NAN);
+            rows
+        })
+        .collect();
+    drop(spoiled);
+    Rows::copied(&arena, x, width).unwrap()
 }
 
 fn bits(v: &[f32]) -> Vec<u32> {
@@ -413,25 +421,48 @@ fn bf16_rounds_to_nearest_even_everywhere() {
 
 #[test]
 fn empty_shapes_are_answered() {
-    let arena = Arena::new(0);
     for isa in isas() {
         for precision in [Precision::F32, Precision::Bf16] {
             let no_inputs = pack(isa, Weights::Bf16(&[]), 5, 0, precision);
-            let mut y = [f32::NAN; 10];
-            no_inputs.matmul(&[], &mut y, &arena).unwrap();
-            assert_eq!(y, [0.0; 10]);
+            let nothing = || Rows::lend(&Arena::new(0), 2, 0).unwrap();
+            assert_eq!(outputs(no_inputs.matmul(&nothing().into())), [0.0; 10]);
             assert_eq!(no_inputs.bytes(), 0);
 
-            pack(isa, Weights::F32(&[]), 0, 7, precision)
-                .matmul(&[1.0; 14], &mut [], &arena)
-                .unwrap();
-            pack(isa, Weights::F32(&[1.0; 6]), 2, 3, precision)
-                .matmul(&[], &mut [], &arena)
-                .unwrap();
-            PackedLinear::pack_for(isa, &[], 3, precision)
-                .unwrap()
-                .matmul(&[1.0; 3], &mut [], &arena)
-                .unwrap();
+            let no_outputs = pack(isa, Weights::F32(&[]), 0, 7, precision);
+            assert_eq!(matmul(&no_outputs, &[1.0; 14]), [0.0; 0]);
+            let layer = pack(isa, Weights::F32(&[1.0; 6]), 2, 3, precision);
+            assert_eq!(matmul(&layer, &[]), [0.0; 0]);
+            let no_parts = PackedLinear::pack_for(isa, &[], 3, precision).unwrap();
+            assert_eq!(matmul(&no_parts, &[1.0; 3]), [0.0; 0]);
+        }
+    }
+}
+
+/// The gate fused with its projections has the bits of one operation after the other, and inputs in
+/// the layers' own form those of rows.
+#[test]
+fn fused_layers_have_the_bits_of_plain_ones() {
+    let mut rng = Rng(5);
+    for (m, k, inner) in [(1, 32, 32), (16, 70, 64), (33, 96, 32), (150, 2080, 320)] {
+        let gate_up = to_bf16(&rng.floats(2 * inner * k));
+        let down = to_bf16(&rng.floats(40 * inner));
+        let x = rng.floats(m * k);
+        for (isa, precision) in
+            isas().flat_map(|isa| [Precision::F32, Precision::Bf16].map(|p| (isa, p)))
+        {
+            let gate_up = pack(isa, Weights::Bf16(&gate_up), 2 * inner, k, precision);
+            let down = pack(isa, Weights::Bf16(&down), 40, inner, precision);
+            let y = gate_up.matmul(&rows(&x, k, 2 * inner).into()).unwrap();
+            let plain = silu_mul(&y, Form::Rows).unwrap();
+            let plain = outputs(down.matmul(&plain));
+
+            let own = Inputs::converted(&rows(&x, k, 2 * inner), gate_up.form()).unwrap();
+            assert_eq!(bits(&outputs(gate_up.matmul(&own))), bits(y.cpu().unwrap()));
+            let fused = gate_up.swiglu(&own, down.form()).unwrap();
+            assert_eq!(fused.is_some(), isa == Isa::Amx, "{isa:?}");
+            let fused = fused.unwrap_or_else(|| silu_mul(&y, down.form()).unwrap());
+            let fused = outputs(down.matmul(&fused));
+            assert_eq!(bits(&fused), bits(&plain), "{m} {k} {inner} {isa:?} {precision:?}");
         }
     }
 }
@@ -453,10 +484,11 @@ fn sizes_are_told_and_checked() {
 }
 
 #[test]
-#[should_panic(expected = "x is not 2 rows of 3")]
-fn rows_that_do_not_match_are_refused() {
-    let layer = PackedLinear::pack(&[(Weights::F32(&[1.0; 6]), 2)], 3, Precision::F32).unwrap();
-    let _ = layer.matmul(&[1.0; 5], &mut [0.0; 4], &Arena::new(0));
+fn inputs_that_do_not_match_are_refused() {
+    let layer = PackedLinear::pack(&[(Weights::Bf16(&[bf16::ONE; 6]), 2)], 3, Precision::F32);
+    let layer = layer.unwrap();
+    assert!(layer.matmul(&rows(&[1.0; 8], 4, 4).into()).is_err());
+    assert_eq!(outputs(layer.matmul(&rows(&[1.0; 6], 3, 4).into())), [3.0; 4]);
 }
 
 #[test]
