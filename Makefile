@@ -60,7 +60,7 @@ soak:                 ## 64 callers and 256 streams with faults for SOAK_SECONDS
 full-tier:            ## The slow checks: TSan, Miri, aarch64, CUDA compile, soak, long fuzz
 	scripts/full-tier.sh
 
-header:               ## Write the header, the layouts and the symbol list from src/ffi
+header:               ## Write the header and the description of the ABI from src/ffi
 	SIREN_BLESS=1 $(CARGO) test --test abi committed_
 
 vectors:              ## Make the parity vectors anew (needs Python with llm-siren; see tests/parity)
