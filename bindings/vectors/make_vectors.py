@@ -330,7 +330,7 @@ def streams(reference):
         "guard": "small",
         "steps": [
             {"push": EVENING, "expect": growing.push(EVENING.encode())},
-            {"push": EVENING, "status": "limit_exceeded"},
+            {"push": {"repeat": "a", "times": 65}, "status": "limit_exceeded"},
             {"finish": True, "expect": growing.push(b"", finish=True)},
         ],
     }
