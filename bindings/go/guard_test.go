@@ -31,7 +31,7 @@ func TestAContextThatIsCancelledEndsACall(t *testing.T) {
 		if !errors.Is(err, ErrCancelled) || !errors.Is(err, reason) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if took < 20*time.Millisecond || took > 2*time.Second {
+		if took < 20*time.Millisecond || took > 10*time.Second {
 			t.Errorf("%s took %v", name, took)
 		}
 	}
@@ -135,7 +135,7 @@ func TestManyGoroutinesHoldFewThreads(t *testing.T) {
 			if now := inside.Load(); now > most.Load() {
 				most.Store(now)
 			}
-			runtime.Gosched()
+			time.Sleep(50 * time.Microsecond)
 		}
 	}()
 	for range goroutines {
@@ -155,9 +155,9 @@ func TestManyGoroutinesHoldFewThreads(t *testing.T) {
 	for range concurrency {
 		guard.gate <- struct{}{}
 	}
-	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Millisecond)
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if _, err := guard.Score(ctx, Text(harmful)); !errors.Is(err, ErrDeadlineExceeded) {
+	if _, err := guard.Score(short, Text(harmful)); !errors.Is(err, ErrDeadlineExceeded) {
 		t.Error(err)
 	}
 	for range concurrency {
@@ -286,11 +286,8 @@ func TestInformation(t *testing.T) {
 	if record, err := guard.AuditJSON(Text(harmful), nil); !errors.Is(err, ErrInvalidArgument) || record != nil {
 		t.Errorf("%s, %v", record, err)
 	}
-	if _, err := guard.Score(t.Context(), Text("\xff")); !errors.Is(err, ErrInvalidUTF8) {
-		t.Error(err)
-	}
 	stats, err := guard.Stats()
-	if err != nil || stats.Requests != 2 || stats.Harmful != 1 || stats.Errors[ErrInvalidUTF8] != 1 || len(stats.Errors) != 1 {
+	if err != nil || stats.Requests != 2 || stats.Texts != 2 || stats.Harmful != 1 || stats.Tokens == 0 || len(stats.Errors) != 0 {
 		t.Errorf("%+v, %v", stats, err)
 	}
 	prometheus, err := guard.StatsPrometheus()
