@@ -162,7 +162,7 @@ func TestAClientSeesNothingPastTheCrossing(t *testing.T) {
 
 func TestAHarmlessAnswerArrivesWhole(t *testing.T) {
 	var left atomic.Int32
-	long := strings.TrimSpace(strings.Repeat(harmless+" ", 60)) // past the demo guard's max_length
+	long := strings.TrimSpace(strings.Repeat(harmless+" ", 35)) // past the demo guard's max_length
 	for _, text := range []string{harmless, long, "", "Thank you for the wonderful soirée"} {
 		a := ask(t, guarded(t, &Middleware{Open: NewCurrent(open(t)).Open, Flag: text == long}, model(t, text, &left)))
 		if a.text != text || a.reason != "stop" || !a.done || left.Load() != 0 {
