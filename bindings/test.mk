@@ -2,7 +2,7 @@
 # for one. Each runs against the library in $(BINDINGS_PREFIX), as an installation lays it out, on the
 # demo guard and the vectors of this tree. A language whose tools are not there says SKIPPED.
 
-BINDINGS_PREFIX ?= $(CURDIR)/$(or $(CARGO_TARGET_DIR),target)/bindings-prefix
+BINDINGS_PREFIX ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/bindings-prefix
 BINDINGS := bindings-cpp bindings-go
 
 .PHONY: bindings-test bindings-prefix dist-dev $(BINDINGS)

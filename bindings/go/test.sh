@@ -19,6 +19,10 @@ esac
 export PKG_CONFIG_PATH="$prefix/lib/pkgconfig" LD_LIBRARY_PATH="$prefix/lib"
 unset SIREN_LIBRARY SIREN_DATA_DIR HF_HUB_OFFLINE
 
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir "$work/user"
+
 unformatted=$(gofmt -l .)
 test -z "$unformatted" || { echo "gofmt: $unformatted" >&2; exit 1; }
 go vet ./...
@@ -27,16 +31,14 @@ go test -count=1 ./...
 CGO_ENABLED=0 go test -count=1 ./...
 go test -count=1 -race ./...
 # Linked in, it needs no library at run time.
-go test -tags siren_static -c -o "$prefix/static.test" .
-env -u LD_LIBRARY_PATH "$prefix/static.test"
+go test -tags siren_static -c -o "$work/static.test" .
+env -u LD_LIBRARY_PATH "$work/static.test"
 for target in FuzzScore FuzzStream; do
     go test -run '^$' -fuzz "^$target\$" -fuzztime "${GO_FUZZ_TIME:-5s}" .
 done
 
 # A new user: an empty folder, the ten lines of the README.
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
+cd "$work/user"
 awk '/^```go$/{found=1; next} /^```$/{if (found) exit} found' "$root/bindings/go/README.md" > main.go
 go mod init example > /dev/null 2>&1
 go mod edit -require libsiren/siren@v0.1.0 -replace "libsiren/siren=$root/bindings/go"
