@@ -21,7 +21,7 @@ demo: setup           ## Build, and score a few sentences with the demo guard, o
 build: setup          ## Build the library and the command, optimised
 	$(CARGO) build --release
 
-test: setup lint unit abi-panics install-test asan fuzz  ## Everything that a change must pass
+test: setup lint unit abi-panics install-test bindings-test asan fuzz  ## Everything that a change must pass
 
 setup:                ## Install the system packages that are missing (Debian, as root)
 	@scripts/setup.sh
@@ -42,8 +42,8 @@ llama-tokenizer:      ## Fetch the Llama 3.2 tokenizer for the parity tests
 abi-panics:           ## The C ABI with panics planted inside
 	$(CARGO) test --features planted-panics --test abi
 
-install-test:         ## Install into an empty prefix, and build against it
-	tests/abi/install.sh
+install-test: dist-dev  ## Install into an empty prefix, and build against it
+	tests/abi/install.sh dev --skip-build
 
 asan:                 ## The C programs under AddressSanitizer
 	tests/abi/asan.sh
@@ -60,7 +60,7 @@ soak:                 ## 64 callers and 256 streams with faults for SOAK_SECONDS
 full-tier:            ## The slow checks: TSan, Miri, aarch64, CUDA compile, soak, long fuzz
 	scripts/full-tier.sh
 
-header:               ## Write the header, the layouts and the symbol list from src/ffi
+header:               ## Write the header and the description of the ABI from src/ffi
 	SIREN_BLESS=1 $(CARGO) test --test abi committed_
 
 vectors:              ## Make the parity vectors anew (needs Python with llm-siren; see tests/parity)
@@ -73,3 +73,4 @@ clean:                ## Remove everything that was built
 	$(CARGO) clean
 
 -include packaging/install.mk
+include bindings/test.mk

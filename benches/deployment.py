@@ -18,7 +18,7 @@ import statistics
 import time
 from pathlib import Path
 
-LAYOUT = json.loads((Path(__file__).parent.parent / "include/siren-layout.json").read_text())
+LAYOUT = json.loads((Path(__file__).parent.parent / "include/siren-abi.json").read_text())["structs"]
 WORDS = "the people of this town walk along the river every day and talk about it".split()
 STEP = 16
 

@@ -57,8 +57,10 @@ install-only:
 	ln -sf libsiren.so.$(SIREN_ABI_MAJOR) $(TO)/lib/libsiren.so
 	$(INSTALL) -m 644 $(STAGE)/libsiren.a $(TO)/lib/libsiren.a
 	$(INSTALL) -m 644 include/siren.h $(TO)/include/siren.h
+	$(INSTALL) -m 644 bindings/cpp/siren.hpp $(TO)/include/siren.hpp
 	$(SUBSTITUTE) packaging/siren.pc.in > $(TO)/lib/pkgconfig/siren.pc
+	$(SUBSTITUTE) packaging/siren-static.pc.in > $(TO)/lib/pkgconfig/siren-static.pc
 	$(SUBSTITUTE) packaging/sirenConfig.cmake.in > $(TO)/lib/cmake/siren/sirenConfig.cmake
 	$(SUBSTITUTE) packaging/sirenConfigVersion.cmake.in > $(TO)/lib/cmake/siren/sirenConfigVersion.cmake
-	chmod 644 $(TO)/lib/pkgconfig/siren.pc $(TO)/lib/cmake/siren/*.cmake
+	chmod 644 $(TO)/lib/pkgconfig/*.pc $(TO)/lib/cmake/siren/*.cmake
 	find models/demo -type f -exec $(INSTALL) -D -m 644 {} $(TO)/share/libsiren/{} \;

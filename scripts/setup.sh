@@ -5,12 +5,14 @@ set -euo pipefail
 # command -> package
 declare -A need=(
   [cc]=gcc [c++]=g++ [make]=make [pkg-config]=pkg-config [cmake]=cmake
-  [valgrind]=valgrind [readelf]=binutils [curl]=curl
+  [valgrind]=valgrind [readelf]=binutils [curl]=curl [clang++]=clang
 )
 missing=()
 for command in "${!need[@]}"; do
   command -v "$command" >/dev/null 2>&1 || missing+=("${need[$command]}")
 done
+# A header that only the tests of the C++ wrapper need.
+[ -e /usr/include/nlohmann/json.hpp ] || missing+=(nlohmann-json3-dev)
 if ! command -v cargo >/dev/null 2>&1; then
   echo "Rust is missing: install a stable toolchain (1.95 or later) with rustup, then try again." >&2
   exit 1

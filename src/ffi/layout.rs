@@ -18,8 +18,8 @@ macro_rules! layout {
     }};
 }
 
-/// `{struct: {"size": bytes, "offsets": {field: bytes}}}`, as committed in
-/// `include/siren-layout.json`.
+/// `{struct: {"size": bytes, "offsets": {field: bytes}}}`, as committed under `structs` in
+/// `include/siren-abi.json`.
 pub fn layouts() -> Value {
     let structs = [
         layout!(siren_text { data, length }),

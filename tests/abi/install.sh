@@ -42,6 +42,7 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 cat > "$work/expected" << EOF
 ./bin/siren
 ./include/siren.h
+./include/siren.hpp
 ./lib/cmake/siren/sirenConfig.cmake
 ./lib/cmake/siren/sirenConfigVersion.cmake
 ./lib/libsiren.a
@@ -49,6 +50,7 @@ cat > "$work/expected" << EOF
 ./lib/libsiren.so.0
 ./lib/libsiren.so.$version
 ./lib/pkgconfig/siren.pc
+./lib/pkgconfig/siren-static.pc
 EOF
 (cd models && find demo -type f | sed 's|^|./share/libsiren/models/|') >> "$work/expected"
 sort "$work/expected" | diff - "$work/files" || fail "other files are installed than expected"
@@ -84,7 +86,7 @@ scores env LD_LIBRARY_PATH="$prefix/lib" ./shared
 # A program that holds the library finds the demo guard beside itself.
 # shellcheck disable=SC2046,SC2086
 cc $strict "$root/examples/c/score.c" -o "$prefix/bin/static" \
-    $(pkg-config --cflags siren) $(pkg-config --static --libs siren | sed 's/-lsiren/-l:libsiren.a/')
+    $(pkg-config --cflags --libs siren-static)
 ! readelf -d "$prefix/bin/static" | grep -q libsiren || fail "the static program needs libsiren.so"
 scores "$prefix/bin/static"
 

@@ -1,16 +1,17 @@
 //! The C ABI as C and C++ programs see it: the header, the layouts, the symbols, and what happens
 //! when everything is wrong. The programs are in this folder; each says what it proves.
 //!
-//! `SIREN_BLESS=1 cargo test --test abi committed` (`make header`) rewrites the committed header,
-//! layouts and symbols; `cargo test --features planted-panics --test abi` adds the panics.
+//! `SIREN_BLESS=1 cargo test --test abi committed` (`make header`) rewrites the committed header and
+//! the description of the ABI; `cargo test --features planted-panics --test abi` adds the panics.
 #![cfg(target_os = "linux")]
+#![allow(unsafe_code)] // A C string is read.
 
 mod layouts;
 mod linked;
 mod stage;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
@@ -18,10 +19,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use stage::{C, CPP, Stage, demo, library, root, run, stdout, succeed};
 
-const LAYOUT: &str = "include/siren-layout.json";
+const ABI: &str = "include/siren-abi.json";
 
 /// Holds a committed file against what it is made from.
 fn assert_committed(file: &str, made: &str) {
@@ -44,22 +45,57 @@ fn committed_header_is_the_generated_one() {
     assert_committed("include/siren.h", &generated);
 }
 
-#[test]
-fn committed_layouts_are_the_librarys() {
-    let layouts = serde_json::to_string_pretty(&siren::ffi::layouts()).unwrap() + "\n";
-    assert_committed(LAYOUT, &layouts);
+/// What `nm` finds in the shared library.
+fn exported() -> BTreeSet<String> {
+    let output = succeed(Command::new("nm").args(["-D", "--defined-only"]).arg(library()));
+    let symbols = stdout(&output).lines().filter_map(|line| line.split_whitespace().last());
+    symbols.map(str::to_owned).collect()
+}
+
+/// The numbers that the header defines, by the names without `SIREN_`.
+fn constants_in_header() -> BTreeMap<String, i64> {
+    let header = fs::read_to_string(root().join("include/siren.h")).unwrap();
+    let defined = header.lines().filter_map(|line| line.strip_prefix("#define SIREN_"));
+    defined
+        .filter_map(|line| line.split_once(' '))
+        .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+        .collect()
 }
 
 #[test]
-fn committed_symbols_are_all_that_is_exported() {
-    let output = succeed(Command::new("nm").args(["-D", "--defined-only"]).arg(library()));
-    let symbols: BTreeSet<_> =
-        stdout(&output).lines().filter_map(|line| line.split_whitespace().last()).collect();
-    let list: String = symbols.iter().flat_map(|symbol| [*symbol, "\n"]).collect();
-    assert_committed("tests/abi/symbols.txt", &list);
+fn committed_description_is_the_librarys() {
+    let constants = constants_in_header();
+    // A status is what the library has a name for: the constant's, in lower case.
+    let name_of = |status| {
+        // SAFETY: a static string with its NUL.
+        let name = unsafe { CStr::from_ptr(siren::ffi::siren_status_name(status)) };
+        name.to_str().unwrap().to_owned()
+    };
+    let statuses: Map<_, _> = (0..)
+        .map(|status| (name_of(status), Value::from(status)))
+        .take_while(|(name, _)| name != "unknown")
+        .collect();
+    assert!(statuses.len() > 20);
+    for (name, status) in &statuses {
+        assert_eq!(constants[&name.to_uppercase()], status.as_i64().unwrap(), "{name}");
+    }
+    let major = siren::ffi::siren_abi_version() >> 16;
+    let minor = siren::ffi::siren_abi_version() & 0xFFFF;
+    assert_eq!(constants["ABI_MAJOR"], i64::from(major));
+    assert_eq!(constants["ABI_MINOR"], i64::from(minor));
+    let abi = json!({
+        "abi": { "major": major, "minor": minor },
+        "statuses": statuses,
+        "functions": exported(),
+        "structs": siren::ffi::layouts(),
+    });
+    assert_committed(ABI, &(serde_json::to_string_pretty(&abi).unwrap() + "\n"));
+}
 
+#[test]
+fn what_is_exported_is_declared() {
     let header = fs::read_to_string(root().join("include/siren.h")).unwrap();
-    for symbol in symbols {
+    for symbol in exported() {
         assert!(symbol.starts_with("siren_"), "{symbol} is exported");
         assert!(
             header.contains(&format!(" {symbol}(")) || header.contains(&format!("*{symbol}(")),
@@ -107,10 +143,11 @@ fn fields_in_header() -> BTreeMap<String, BTreeSet<String>> {
     structs
 }
 
-/// Every struct, size and offset of the layout file.
+/// Every struct, size and offset of the description.
 fn layout_file() -> BTreeMap<String, (u64, BTreeMap<String, u64>)> {
-    let json = fs::read_to_string(root().join(LAYOUT)).unwrap();
-    let Value::Object(structs) = serde_json::from_str(&json).unwrap() else { panic!("{LAYOUT}") };
+    let json = fs::read_to_string(root().join(ABI)).unwrap();
+    let abi: Value = serde_json::from_str(&json).unwrap();
+    let structs = abi["structs"].as_object().unwrap();
     let of = |layout: &Value| {
         let offsets = layout["offsets"].as_object().unwrap();
         let offsets = offsets.iter().map(|(field, at)| (field.clone(), at.as_u64().unwrap()));
