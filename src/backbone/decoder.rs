@@ -7,6 +7,7 @@ use candle_nn::VarBuilder;
 
 use super::config::{Config, Family};
 use super::embedding::Embedding;
+use super::pass;
 use super::rope::Rope;
 use crate::checkpoint::{Checkpoint, Values};
 use crate::error::{Error, Result, Status};
@@ -46,6 +47,7 @@ pub(crate) struct Decoder {
     dtype: DType,
     precision: Precision,
     bytes: usize,
+    chunk_rows: usize,
     arena: Arena,
 }
 
@@ -106,7 +108,9 @@ impl Decoder {
             .transpose()?;
         let bytes = blocks.iter().map(Block::bytes).sum();
         let rope = Rope::new(&config);
-        let arena = Arena::new(super::pass::chunk_rows() * activations(&config));
+        let form = blocks.first().map_or(Form::Rows, |block: &Block| block.gate_up.form());
+        let chunk_rows = pass::chunk_rows(form, row_flops(&config));
+        let arena = Arena::new(chunk_rows * activations(&config));
         Ok(Self {
             config,
             observed,
@@ -118,6 +122,7 @@ impl Decoder {
             dtype,
             precision,
             bytes,
+            chunk_rows,
             arena,
         })
     }
@@ -134,6 +139,11 @@ impl Decoder {
     /// Bytes of the linear layers' weights in memory; the embedding table is not among them.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The most rows that run side by side.
+    pub(super) fn chunk_rows(&self) -> usize {
+        self.chunk_rows
     }
 
     /// What activations on the CPU lie in.
@@ -239,6 +249,13 @@ fn activations(config: &Config) -> usize {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let Heads { query, dim, .. } = heads(config);
     3 * hidden + heads(config).qkv() + query * dim + 3 * inner + dim
+}
+
+/// Floating-point operations of a block's linear layers for a row.
+fn row_flops(config: &Config) -> usize {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let heads = heads(config);
+    2 * hidden * (heads.qkv() + heads.query * heads.dim + 3 * inner)
 }
 
 fn full_name(vb: &VarBuilder<'_>, name: &str) -> String {

@@ -15,6 +15,10 @@ use crate::kernels::{Form, Inputs, Kv, KvShape, Meter, Rows, Span};
 const CHUNK_ROWS_PER_THREAD: usize = 64;
 const MIN_CHUNK_ROWS: usize = 128;
 const MAX_CHUNK_ROWS: usize = 1024;
+/// With tiles: reading the weights takes as long as a hundred rows do, so that more are better...
+const TILED_CHUNK_ROWS: usize = 512;
+/// ...as long as a chunk's products, in floating-point operations a thread, take no longer than that.
+const TILED_CHUNK_FLOPS_PER_THREAD: usize = 20_000_000_000;
 /// Keys that each of a full chunk's rows sees before chunks get fewer rows.
 const CHUNK_KEYS: usize = 2048;
 
@@ -90,7 +94,7 @@ impl Pass {
         for segment in &mut segments {
             segment.kv.reserve(segment.start, segment.tokens.len())?;
         }
-        let chunks = parts(&segments, chunk_rows())
+        let chunks = parts(&segments, decoder.chunk_rows())
             .into_iter()
             .map(|parts| {
                 let positions =
@@ -177,10 +181,16 @@ impl Pass {
     }
 }
 
-/// The most rows of a chunk on the current rayon pool.
-pub(super) fn chunk_rows() -> usize {
-    let rows = CHUNK_ROWS_PER_THREAD * rayon::current_num_threads();
-    rows.clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS)
+/// The most rows of a chunk on the current rayon pool, for a block that takes `row_flops` operations
+/// a row.
+pub(super) fn chunk_rows(form: Form, row_flops: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    let rows = (CHUNK_ROWS_PER_THREAD * threads).clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
+    if form == Form::Rows {
+        return rows;
+    }
+    let affordable = TILED_CHUNK_FLOPS_PER_THREAD * threads / row_flops.max(1);
+    affordable.clamp(rows, rows.max(TILED_CHUNK_ROWS))
 }
 
 /// Shares the segments' tokens out to chunks of at most `most` rows; where rows see many keys,
