@@ -42,6 +42,15 @@ FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "am
 WORDS = " the people of this town walk along the river every day and talk about it"
 
 
+def bench_text(tokens, count):
+    """The text that `siren bench` makes of `tokens` tokens; `count` tells how many a text has."""
+    words, made = re.findall(r"[^ ]* |[^ ]+$", WORDS), ""
+    while count(made) < tokens:
+        made += words.pop(0)
+        words = words or re.findall(r"[^ ]* |[^ ]+$", WORDS)
+    return made
+
+
 # --- the reference's process -----------------------------------------------------------------
 
 
@@ -76,21 +85,13 @@ def worker(dtype, threads):
     def count(text):
         return len(guard._tokenizer(clean(text))["input_ids"])
 
-    def text(tokens):
-        """The text that `siren bench` makes."""
-        words, made = re.findall(r"[^ ]* |[^ ]+$", WORDS), ""
-        while count(made) < tokens:
-            made += words.pop(0)
-            words = words or re.findall(r"[^ ]* |[^ ]+$", WORDS)
-        return made
-
     texts = {}
     for line in sys.stdin:
         request = json.loads(line)
         batch = []
         for tokens in request["tokens"]:
             if tokens not in texts:
-                texts[tokens] = text(tokens)
+                texts[tokens] = bench_text(tokens, count)
             batch.append(texts[tokens])
         runs = []
         for _ in range(1 + request["repeat"]):
