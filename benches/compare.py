@@ -38,7 +38,7 @@ CASES = {
 SCORE_TOLERANCE = 1e-4
 STARTS = 31
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
-# As in cli/src/bench.rs; the scores and the token counts tell when the two drift apart.
+# As in cli/src/bench/measure.rs; the scores and the token counts tell when the two drift apart.
 WORDS = " the people of this town walk along the river every day and talk about it"
 
 
@@ -133,10 +133,11 @@ class Reference:
 
 def siren_bench(siren, shape_dir, dtype, threads, tokens, repeat):
     command = [siren, "bench", "--json", "--device", "cpu", "--model", shape_dir,
-               "--dtype", dtype, "--threads", threads, "--tokens", ",".join(map(str, tokens)),
-               "--batch", len(tokens), "--repeat", repeat]
-    return json.loads(subprocess.run(list(map(str, command)), check=True, text=True,
-                                     stdout=subprocess.PIPE).stdout)
+               "--dtype", dtype, "--threads", threads, "--batch", len(tokens),
+               "--batch-tokens", ",".join(map(str, tokens)), "--repeat", repeat]
+    result = json.loads(subprocess.run(list(map(str, command)), check=True, text=True,
+                                       stdout=subprocess.PIPE).stdout)
+    return result | result["throughput"][0]
 
 
 def start_to_score(siren, threads):

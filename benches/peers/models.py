@@ -95,7 +95,7 @@ def make_reference(guard, path):
     arrays = {tokens: hidden_states(model, ids[tokens]) for tokens in ids}
     del model
     siren = compare.Reference(guard, "f32", threads)
-    arrays["scores"] = np.array([siren.measure([n], 0)["scores"][0] for n in LENGTHS])
+    arrays["scores"] = np.array([siren.measure([n], 1)["scores"][0] for n in LENGTHS])
     siren.close()
     np.savez(path, **arrays)
 

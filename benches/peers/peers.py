@@ -202,7 +202,7 @@ class Siren:
     def __init__(self, dtype, args, scores):
         dtype, _, file = dtype.partition(", ")
         command = [args.siren, "bench", "--json", "--device", "cpu", "--model", args.guard,
-                   "--dtype", dtype, "--threads", args.threads, "--repeat", REPEAT,
+                   "--dtype", dtype, "--threads", args.threads,
                    "--max-length", PREFIX + PUSH]
         if file:
             command += ["--backbone", args.work / file]
@@ -212,7 +212,6 @@ class Siren:
         self.versions = {"siren": compare.machine(args.siren)["siren"]}
 
     def bench(self, *options):
-        # The last of an option counts.
         command = [*self.command, *options]
         run = subprocess.run(command, text=True, capture_output=True)
         if run.returncode:
@@ -222,7 +221,7 @@ class Siren:
 
     def measure(self):
         result = self.bench("--tokens", ",".join(map(str, LENGTHS)), "--stream", str(PREFIX),
-                            "--push", str(PUSH))
+                            "--push", str(PUSH), "--repeat", str(REPEAT))
         found = {}
         for tokens, case in zip(LENGTHS, result["latency"], strict=True):
             if case["tokens"] != tokens:

@@ -62,10 +62,10 @@ impl Report {
         let (open_rss_mb, open_peak_rss_mb) = (memory("VmRSS"), memory("VmHWM"));
         let info = guard.info().clone();
         let asked = asked.within(info.max_length);
-        let reference =
-            args.against.map(|_| Reference::open(&args.python, &info)).transpose()?;
+        let reference = args.against.map(|_| Reference::open(&args.python, &info)).transpose()?;
         let mut bench = Bench { guard, reference, repeat: args.repeat };
-        let latency = asked.tokens.iter().map(|&n| bench.texts(1, &[n])).collect::<Result<_, _>>()?;
+        let latency =
+            asked.tokens.iter().map(|&n| bench.texts(1, &[n])).collect::<Result<_, _>>()?;
         let throughput = asked
             .batches
             .iter()
@@ -144,7 +144,7 @@ impl Report {
                 Size(reference["peak_rss_mb"].as_f64()),
             )?;
         }
-        let theirs = if self.reference.is_some() { "  llm-siren  times  apart" } else { "" };
+        let theirs = if self.reference.is_some() { "  llm-siren  ratio  apart" } else { "" };
         let head = "   median      min      max";
         if !self.latency.is_empty() {
             writeln!(out, "\n{FAINT}one text, ms{FAINT:#}")?;
@@ -167,11 +167,17 @@ impl Report {
         }
         if !self.stream.is_empty() {
             writeln!(out, "\n{FAINT}a push onto a stream, ms{FAINT:#}")?;
-            writeln!(out, "  tokens    onto{head}  all again  times{theirs}")?;
+            writeln!(out, "  tokens    onto{head}  all again  ratio{theirs}")?;
             for row in &self.stream {
                 let Pushed { prefix, tokens, timing, whole, against, .. } = row;
                 write!(out, "  {tokens:>6}  {prefix:>6}{}", Times(timing))?;
-                writeln!(out, "  {:>9.1}  {:>5.1}{}", whole.median(), row.ratio(), Beside(against))?;
+                writeln!(
+                    out,
+                    "  {:>9.1}  {:>5.1}{}",
+                    whole.median(),
+                    row.ratio(),
+                    Beside(against)
+                )?;
             }
         }
         Ok(())

@@ -1,7 +1,5 @@
 //! The report as an SVG: latency by tokens, throughput by batch, what a push costs.
 
-use std::convert::Infallible;
-
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
@@ -10,7 +8,7 @@ use super::measure::{Against, Pushed, Texts};
 
 const PANEL: (u32, u32) = (420, 340);
 const TITLE: u32 = 40;
-/// Told apart without colours too: they differ in brightness, and the marks in form.
+/// They differ in brightness too.
 const OURS: RGBColor = RGBColor(0, 92, 170);
 const THEIRS: RGBColor = RGBColor(222, 120, 0);
 const AGAIN: RGBColor = RGBColor(120, 120, 120);
@@ -27,6 +25,7 @@ struct Panel {
     x: &'static str,
     y: &'static str,
     lines: Vec<Line>,
+    legend: SeriesLabelPosition,
 }
 
 /// The report's sections side by side; what was not measured has no panel.
@@ -60,6 +59,7 @@ fn panels(report: &Report) -> Vec<Panel> {
             x: "tokens",
             y: "ms",
             lines: lines(texts, at, |t| (t.timing.median(), &t.against), Vec::new()),
+            legend: SeriesLabelPosition::UpperLeft,
         });
     }
     if !report.throughput.is_empty() {
@@ -69,6 +69,7 @@ fn panels(report: &Report) -> Vec<Panel> {
             x: "texts",
             y: "tokens/s",
             lines: lines(texts, rate, |t| (t.timing.median(), &t.against), Vec::new()),
+            legend: SeriesLabelPosition::LowerRight,
         });
     }
     if let Some(first) = report.stream.first() {
@@ -84,6 +85,7 @@ fn panels(report: &Report) -> Vec<Panel> {
             x: "tokens before",
             y: "ms",
             lines: lines(pushes, at, |p| (p.timing.median(), &p.against), vec![again]),
+            legend: SeriesLabelPosition::UpperLeft,
         });
     }
     panels
@@ -136,11 +138,12 @@ fn draw_panel(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Drawn
             .draw_series(LineSeries::new(line.points.iter().copied(), style))?
             .label(line.name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
-        chart.draw_series(line.points.iter().map(|&at| Circle::new(at, 3, line.colour.filled())))?;
+        chart
+            .draw_series(line.points.iter().map(|&at| Circle::new(at, 3, line.colour.filled())))?;
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(panel.legend.clone())
         .background_style(WHITE.mix(0.8))
         .border_style(BLACK.mix(0.2))
         .draw()
