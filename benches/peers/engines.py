@@ -47,7 +47,7 @@ class Torch:
         with self.torch.inference_mode():
             out = self.model(input_ids=self.torch.tensor([ids]), past_key_values=self.cache,
                              use_cache=True)
-        self.cache.crop(PREFIX)
+        self.cache.crop(-len(ids))
         return out.last_hidden_state[0].float().numpy()
 
 

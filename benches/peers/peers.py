@@ -28,6 +28,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -138,7 +139,7 @@ class Rival:
         command = [sys.executable, HERE / "engines.py", engine, dtype, args.work, args.guard,
                    args.threads]
         environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
-        self.errors = open(args.work / "engine.log", "w+")
+        self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(list(map(str, command)), env=environment, text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=self.errors)
@@ -277,11 +278,19 @@ def run_group(group, args, failed, result):
                 skip(what, error)
     for number in range(args.rounds):
         turn = list(engines)
-        turn = turn[number % len(turn):] + turn[:number % len(turn)]
+        first = number % max(len(turn), 1)
+        turn = turn[first:] + turn[:first]
         for name, dtype in turn:
             time.sleep(0.3)  # until the threads of the one before no longer spin
             load = os.getloadavg()[0]
-            found = engines[name, dtype].measure()
+            try:
+                found = engines[name, dtype].measure()
+            except RuntimeError as error:
+                skip(f"{name} {dtype}", error)
+                engines.pop((name, dtype)).close()
+                result["measured"] = [m for m in result["measured"]
+                                      if (m["group"], m["engine"], m["type"]) != (group, name, dtype)]
+                continue
             for case, (ms, apart) in found.items():
                 if not apart <= limit(name, dtype):
                     sys.exit(f"{name} {dtype}, {case}: {engines[name, dtype].unit} {apart:.2e} from "
