@@ -106,6 +106,9 @@ class LlamaCpp:
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
+        dtype, _, way = dtype.partition(", ")
+        # Its AMX kernels for quantised blocks crash on some machines.
+        params.use_extra_bufts = way != "not repacked"
         file = str(work / f"{dtype}.gguf").encode()
         self.model = llama_cpp.llama_model_load_from_file(file, params)
         if not self.model:
@@ -166,7 +169,7 @@ def main():
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is not an answer
     ids = json.loads((work / "ids.json").read_text())
-    quantised = work / f"{dtype}.npz"
+    quantised = work / f"{dtype.partition(',')[0]}.npz"
     reference = np.load(quantised if quantised.is_file() else work / "reference.npz")
     opened = ENGINES[engine](dtype, work, Path(guard), int(threads))
     print(json.dumps({"versions": versions(engine)}), file=answers, flush=True)

@@ -40,7 +40,7 @@ import models  # noqa: E402
 from models import FILES, LENGTHS, PREFIX, PUSH  # noqa: E402
 
 CASES = [str(n) for n in LENGTHS] + ["push"]
-REPEAT, LIMIT_S = 5, 3
+REPEAT, LIMIT_S = 3, 1.5
 # A name, its type, and the files of the work folder that it reads.
 GROUPS = {
     "f32": [
@@ -67,7 +67,9 @@ GROUPS = {
         ("siren", "int8, Q4_0.gguf", ["Q4_0.gguf", "Q4_0.npz"]),
         ("OpenVINO", "int8 weights", ["openvino-int8.xml"]),
         ("llama.cpp", "Q8_0", ["Q8_0.gguf", "Q8_0.npz"]),
+        ("llama.cpp", "Q8_0, not repacked", ["Q8_0.gguf", "Q8_0.npz"]),
         ("llama.cpp", "Q4_0", ["Q4_0.gguf", "Q4_0.npz"]),
+        ("llama.cpp", "Q4_0, not repacked", ["Q4_0.gguf", "Q4_0.npz"]),
     ],
 }
 # What of libsiren a rival is held against: the first that ran.
@@ -77,11 +79,12 @@ AGAINST = {
     "Q8_0": ["int8, Q8_0.gguf", "f32, Q8_0.gguf"],
     "Q4_0": ["int8, Q4_0.gguf", "f32, Q4_0.gguf"],
 }
-# How far values may be from f32's: rivals' hidden states as a part of the largest, and scores. A
-# model with one wrong weight matrix is off by 0.3 and more in the first.
-HIDDEN_LIMIT = {"f32": 1e-4, "bf16": 0.1, "BF16": 0.1, "int8 weights": 0.2, "Q8_0": 0.1,
-                "Q4_0": 0.1}
-SCORE_LIMIT = {"f32": 1e-4, "bf16": 0.02, "int8": 0.05}
+# How far values may be from f32's: rivals' hidden states as a part of the largest, and scores. With
+# the rows of one matrix of one layer in the wrong order the first are 0.1 and more off, up to 1.3; of
+# a query or key matrix of a late layer 0.02, which only f32's limit tells.
+HIDDEN_LIMIT = {"f32": 1e-4, "bf16": 0.05, "BF16": 0.05, "int8 weights": 0.08, "Q8_0": 0.05,
+                "Q4_0": 0.05}
+SCORE_LIMIT = {"f32": 1e-4, "bf16": 0.01, "int8": 0.05}
 
 
 def skip(what, why):
@@ -217,7 +220,8 @@ class Siren:
         run = subprocess.run(command, text=True, capture_output=True)
         if run.returncode:
             said = (run.stderr or run.stdout).strip().splitlines()
-            raise RuntimeError(said[-1] if said else f"ended with {run.returncode}")
+            raise RuntimeError(said[-1].removeprefix("error: ") if said
+                               else f"ended with {run.returncode}")
         return json.loads(run.stdout)
 
     def measure(self):
@@ -330,7 +334,7 @@ def tables(result):
     for (group, engine, dtype), found in times.items():
         if engine == "siren":
             continue
-        ours = next((o for o in AGAINST[dtype] if (group, "siren", o) in times), None)
+        ours = next((o for o in AGAINST[dtype.partition(",")[0]] if (group, "siren", o) in times), None)
         if ours is None:
             continue
         cells = [f"{engine} {dtype}", ours]
