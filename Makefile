@@ -67,7 +67,7 @@ vectors:              ## Make the parity vectors anew (needs Python with llm-sir
 	python3 tests/parity/make_vectors.py --out tests/parity/fixtures --tokenizers $(TOKENIZERS)
 
 bench:                ## Measure this build on the demo guard
-	$(CARGO) run --release --quiet -p siren-cli -- bench --tokens 128 --repeat 20
+	$(CARGO) run --release --quiet -p siren-cli -- bench
 
 clean:                ## Remove everything that was built
 	$(CARGO) clean

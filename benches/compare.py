@@ -38,8 +38,17 @@ CASES = {
 SCORE_TOLERANCE = 1e-4
 STARTS = 31
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
-# As in cli/src/bench.rs; the scores and the token counts tell when the two drift apart.
+# As in cli/src/bench/measure.rs; the scores and the token counts tell when the two drift apart.
 WORDS = " the people of this town walk along the river every day and talk about it"
+
+
+def bench_text(tokens, count):
+    """The text that `siren bench` makes of `tokens` tokens; `count` tells how many a text has."""
+    words, made = re.findall(r"[^ ]* |[^ ]+$", WORDS), ""
+    while count(made) < tokens:
+        made += words.pop(0)
+        words = words or re.findall(r"[^ ]* |[^ ]+$", WORDS)
+    return made
 
 
 # --- the reference's process -----------------------------------------------------------------
@@ -76,21 +85,13 @@ def worker(dtype, threads):
     def count(text):
         return len(guard._tokenizer(clean(text))["input_ids"])
 
-    def text(tokens):
-        """The text that `siren bench` makes."""
-        words, made = re.findall(r"[^ ]* |[^ ]+$", WORDS), ""
-        while count(made) < tokens:
-            made += words.pop(0)
-            words = words or re.findall(r"[^ ]* |[^ ]+$", WORDS)
-        return made
-
     texts = {}
     for line in sys.stdin:
         request = json.loads(line)
         batch = []
         for tokens in request["tokens"]:
             if tokens not in texts:
-                texts[tokens] = text(tokens)
+                texts[tokens] = bench_text(tokens, count)
             batch.append(texts[tokens])
         runs = []
         for _ in range(1 + request["repeat"]):
@@ -132,10 +133,11 @@ class Reference:
 
 def siren_bench(siren, shape_dir, dtype, threads, tokens, repeat):
     command = [siren, "bench", "--json", "--device", "cpu", "--model", shape_dir,
-               "--dtype", dtype, "--threads", threads, "--tokens", ",".join(map(str, tokens)),
-               "--batch", len(tokens), "--repeat", repeat]
-    return json.loads(subprocess.run(list(map(str, command)), check=True, text=True,
-                                     stdout=subprocess.PIPE).stdout)
+               "--dtype", dtype, "--threads", threads, "--batch", len(tokens),
+               "--batch-tokens", ",".join(map(str, tokens)), "--repeat", repeat]
+    result = json.loads(subprocess.run(list(map(str, command)), check=True, text=True,
+                                       stdout=subprocess.PIPE).stdout)
+    return result | result["throughput"][0]
 
 
 def start_to_score(siren, threads):

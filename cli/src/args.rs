@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use siren::{DeviceChoice, Dtype, OpenOptions, Windows};
 
 use crate::progress;
@@ -255,29 +255,66 @@ pub struct PullArgs {
 
 /// Measure how fast a guard is on this machine
 ///
-/// The prefix cache is off: every call runs all of its tokens, although the texts repeat.
+/// Latency by tokens, throughput by batch, what a push onto a stream costs, time to open, memory.
+/// With any of --tokens, --batch and --stream only what they name is measured; otherwise all three,
+/// as far as the guard's longest text goes. The prefix cache is off: every call runs all of its
+/// tokens, although the texts repeat. A time is a whole call, with the tokenizer and the head.
 #[derive(Args)]
 pub struct BenchArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Tokens of each text; several, separated by commas, are taken in turn
-    #[arg(long, value_name = "N[,N...]", value_delimiter = ',', default_value = "128",
-          value_parser = clap::value_parser!(u32).range(1..))]
+    /// Latency: one text a call, of N tokens [default: 16,32,64,128,256,512]
+    #[arg(long, value_name = "N[,N...]", value_delimiter = ',',
+          value_parser = clap::value_parser!(u32).range(1..=MOST))]
     pub tokens: Vec<u32>,
-    /// Texts scored in one call
-    #[arg(long, value_name = "B", default_value = "1",
-          value_parser = clap::value_parser!(u32).range(1..))]
-    pub batch: u32,
-    /// Timed calls, after one that warms up
-    #[arg(long, value_name = "R", default_value = "7",
-          value_parser = clap::value_parser!(u32).range(1..))]
-    pub repeat: u32,
-    /// Measure a stream instead: a push of CHUNK tokens onto --tokens N tokens that have run, and
-    /// beside it scoring all of them again
-    #[arg(long, value_name = "CHUNK", conflicts_with = "batch",
-          value_parser = clap::value_parser!(u32).range(1..))]
-    pub stream: Option<u32>,
+    /// Throughput: B texts a call [default: 1,4,8,16]
+    #[arg(long, value_name = "B[,B...]", value_delimiter = ',',
+          value_parser = clap::value_parser!(u32).range(1..=MOST))]
+    pub batch: Vec<u32>,
+    /// Tokens of a batch's texts; several are taken in turn
+    #[arg(long, value_name = "N[,N...]", value_delimiter = ',', default_value = "128",
+          value_parser = clap::value_parser!(u32).range(1..=MOST))]
+    pub batch_tokens: Vec<u32>,
+    /// Streams: a push onto N tokens that have run, and beside it scoring all of them again
+    /// [default: 100,500,1000]
+    #[arg(long, value_name = "N[,N...]", value_delimiter = ',',
+          value_parser = clap::value_parser!(u32).range(1..=MOST))]
+    pub stream: Vec<u32>,
+    /// Tokens of a push
+    #[arg(long, value_name = "N", default_value = "16",
+          value_parser = clap::value_parser!(u32).range(1..=MOST))]
+    pub push: u32,
+    /// Timed calls of each, after one that warms up [default: 7, or as many as 3 seconds take, but
+    /// at least 3]; scoring all of a stream again takes at most 3
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeat: Option<u32>,
+    /// Measure another program beside, in turns, on the same texts: the Python package llm-siren, in
+    /// the same dtype (beside int8 in bf16)
+    #[arg(long, value_name = "PEER")]
+    pub against: Option<Peer>,
+    /// Python interpreter that has the package of --against
+    #[arg(long, value_name = "PATH", default_value = "python3")]
+    pub python: String,
+    /// Write a chart
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     /// Print one JSON object
+    ///
+    /// {"model","backbone","device","dtype","threads","load_ms","weight_mb","open_rss_mb",
+    /// "open_peak_rss_mb","rss_mb","peak_rss_mb","latency":[],"throughput":[],"stream":[]}. Each
+    /// measurement has {"median_ms","min_ms","max_ms","first_ms","repeat","tokens","scores"}; of
+    /// texts also {"batch","texts_per_s","tokens_per_s"}, of pushes {"prefix_tokens","whole_ms",
+    /// "ratio"}, and with --against "against":{"median_ms",...,"ratio","apart"}.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Tokens of a text, or texts of a call, that can be asked for.
+const MOST: i64 = 1_000_000;
+
+/// What `siren bench` can measure beside.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Peer {
+    /// The reference package, on torch
+    LlmSiren,
 }

@@ -1,5 +1,7 @@
 //! The `siren` command from outside: what it reads, prints and exits with.
 
+#[path = "command/bench.rs"]
+mod bench;
 #[path = "command/watch.rs"]
 mod watch;
 
@@ -422,7 +424,7 @@ fn a_line_is_answered_before_the_next_is_sent() {
 #[test]
 fn bad_usage_exits_with_2() {
     #[rustfmt::skip]
-    let cases: [&[&str]; 23] = [
+    let cases: [&[&str]; 27] = [
         &[],
         &["unknown"],
         &["score", "--unknown", "x"],
@@ -443,8 +445,12 @@ fn bad_usage_exits_with_2() {
         &["score", "--timeout", "-1", "x"],
         &["score", "--timeout", "1e300", "x"],
         &["bench", "--tokens", "0"],
-        &["bench", "--stream", "8", "--batch", "2"],
-        &["bench", "--stream", "8", "--tokens", "8,9"],
+        &["bench", "--batch", "0"],
+        &["bench", "--stream", "8,x"],
+        &["bench", "--push", "0"],
+        &["bench", "--tokens", "8", "--max-length", "7"],
+        &["bench", "--stream", "8", "--push", "4", "--max-length", "11"],
+        &["bench", "--against", "torch"],
         &["completions", "cmd.exe"],
     ];
     for args in cases {
@@ -647,38 +653,6 @@ fn a_gguf_file_is_a_backbone() {
 }
 
 #[test]
-fn bench_counts_the_tokens_that_it_runs() {
-    let args = ["bench", "--tokens", "17,64", "--batch", "3", "--repeat", "2", "--threads", "1"];
-    let ran = run(&[&args[..], &["--json"]].concat(), "").expect(0);
-    let result = ran.objects().remove(0);
-    for key in ["median_ms", "tokens_per_s", "peak_rss_mb", "load_ms"] {
-        assert!(result[key].as_f64().unwrap() > 0.0, "{key} in {result}");
-    }
-    assert_eq!(result["tokens"], 17 + 64 + 17);
-    assert_eq!((&result["batch"], &result["repeat"]), (&json!(3), &json!(2)));
-    let [median, rate] = ["median_ms", "tokens_per_s"].map(|key| result[key].as_f64().unwrap());
-    assert!((rate - 98.0 / median * 1e3).abs() < 1e-6 * rate);
-    assert!(run(&args, "").expect(0).stdout.contains("98 tokens"));
-}
-
-#[test]
-fn bench_measures_pushes_beside_whole_texts() {
-    let args = ["bench", "--tokens", "200", "--stream", "8", "--repeat", "3", "--threads", "1"];
-    let result = run(&[&args[..], &["--json"]].concat(), "").expect(0).objects().remove(0);
-    for key in ["median_ms", "tokens_per_s", "peak_rss_mb", "load_ms", "whole_ms"] {
-        assert!(result[key].as_f64().unwrap() > 0.0, "{key} in {result}");
-    }
-    assert_eq!((&result["tokens"], &result["prefix_tokens"]), (&json!(8), &json!(200)));
-    let [median, whole, ratio] =
-        ["median_ms", "whole_ms", "ratio"].map(|key| result[key].as_f64().unwrap());
-    assert!((ratio - whole / median).abs() < 1e-6 * ratio);
-    assert!(ratio > 2.0, "a push costs as much as the whole: {result}");
-    let [pushed, scored] = [0, 1].map(|i| result["scores"][i].as_f64().unwrap());
-    assert!((pushed - scored).abs() <= TOLERANCE, "{result}");
-    assert!(run(&args, "").expect(0).stdout.contains("push of 8 tokens onto 200"));
-}
-
-#[test]
 fn help_mentions_every_option() {
     let model = [
         "--model",
@@ -695,7 +669,19 @@ fn help_mentions_every_option() {
     let score = ["--threshold", "--timeout", "--jsonl", "--strict", "TEXT"];
     let watch =
         ["--threshold", "--prompt", "--hysteresis", "--stop-at-crossing", "--pass", "--json"];
-    let bench = ["--tokens", "--batch", "--repeat", "--stream", "--json", "prefix cache is off"];
+    let bench = [
+        "--tokens",
+        "--batch",
+        "--batch-tokens",
+        "--stream",
+        "--push",
+        "--repeat",
+        "--against",
+        "--python",
+        "--svg",
+        "--json",
+        "prefix cache is off",
+    ];
     for (command, options) in [
         ("score", [&model[..], &score, &windows].concat()),
         ("watch", [&model[..], &watch, &windows].concat()),
