@@ -7,10 +7,13 @@ use candle_nn::VarBuilder;
 
 use super::config::{Config, Family};
 use super::embedding::Embedding;
+use super::pass::{Pass, Segment};
 use super::rope::Rope;
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
-use crate::kernels::{self, HeadNorms, Heads, KvShape, Linear, LinearLoader, Precision, Span};
+use crate::error::{Error, Result, Status};
+use crate::kernels::{
+    self, HeadNorms, Heads, KvShape, Linear, LinearLoader, Meter, Precision, Span,
+};
 
 /// Where in a block the hidden states are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +58,9 @@ struct Block {
 }
 
 impl Decoder {
-    /// Loads the blocks up to the last observed one, on the current rayon pool.
+    /// Loads the blocks up to the last observed one, on the current rayon pool. With
+    /// [`Precision::Int8`] the tokens of `calibration` run through each block before its weights are
+    /// rounded; nothing else looks at them.
     ///
     /// # Errors
     /// `InvalidModel` for a tensor that is missing or has another shape or dtype than `config`
@@ -66,11 +71,15 @@ impl Decoder {
         observed: Observed,
         device: &Device,
         precision: Precision,
+        calibration: &[u32],
     ) -> Result<Self> {
         // Activations are f32 on the CPU, whatever the layers' precision is.
         let dtype = match (device, precision) {
             (Device::Cpu, _) | (_, Precision::F32) => DType::F32,
             (_, Precision::Bf16) => DType::BF16,
+            (_, Precision::Int8) => {
+                return Err(Error::new(Status::Unsupported, "dtype int8 runs on the CPU alone"));
+            }
         };
         // Checkpoints of the bare model lack the prefix.
         let prefix = if checkpoint.contains("model.embed_tokens.weight") { "model" } else { "" };
@@ -88,30 +97,41 @@ impl Decoder {
             Embedding::OnDevice(root.get((shape[0], shape[1]), "embed_tokens.weight")?)
         };
         let last = *observed.layers.last().ok_or_else(|| Error::internal("nothing observed"))?;
-        let blocks = (0..=last)
-            .map(|layer| {
-                let block = loader.block(&config, &root.pp("layers").pp(layer));
-                // Else the mapped file would stand in memory beside its packed copy at the end.
-                checkpoint.release_pages();
-                block
-            })
-            .collect::<Result<Vec<_>>>()?;
         let norm = (observed.site == Site::Residual && last + 1 == config.num_hidden_layers)
             .then(|| loader.vector(&root, "norm.weight", config.hidden_size))
             .transpose()?;
-        let bytes = blocks.iter().map(Block::bytes).sum();
         let rope = Rope::new(&config);
-        Ok(Self {
+        let mut decoder = Self {
             config,
             observed,
             embedding,
             rope,
-            blocks,
+            blocks: Vec::with_capacity(last + 1),
             norm,
             device: device.clone(),
             dtype,
-            bytes,
-        })
+            bytes: 0,
+        };
+        let mut calibration = (precision == Precision::Int8)
+            .then(|| {
+                let text = Segment::new(&decoder, calibration.into(), false, &Meter::default());
+                Pass::new(&decoder, vec![text])
+            })
+            .transpose()?;
+        for layer in 0..=last {
+            let block = loader.block(&decoder.config, &root.pp("layers").pp(layer))?;
+            // Else the mapped file would stand in memory beside its packed copy at the end.
+            checkpoint.release_pages();
+            decoder.blocks.push(block);
+            if let Some(pass) = &mut calibration {
+                // As far as there are blocks: through this one.
+                while !pass.advance(&decoder, |_| true, &mut |_, _, _| Ok(()))? {}
+                let block = decoder.blocks.pop().map(Block::calibrated).transpose()?;
+                decoder.blocks.extend(block);
+            }
+        }
+        decoder.bytes = decoder.blocks.iter().map(Block::bytes).sum();
+        Ok(decoder)
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -205,6 +225,16 @@ impl Decoder {
 }
 
 impl Block {
+    fn calibrated(self) -> Result<Self> {
+        Ok(Self {
+            qkv: self.qkv.calibrated()?,
+            output: self.output.calibrated()?,
+            gate_up: self.gate_up.calibrated()?,
+            down: self.down.calibrated()?,
+            ..self
+        })
+    }
+
     fn bytes(&self) -> usize {
         [&self.qkv, &self.output, &self.gate_up, &self.down].iter().map(|l| l.bytes()).sum()
     }

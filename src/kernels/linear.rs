@@ -1,9 +1,11 @@
 //! The seam behind which a linear layer's weights may be packed, dense or (one day) quantised.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::packed::{PackError, PackedLinear, Weights};
+use super::packed::{Int8Linear, PackError, PackedLinear, Weights};
 use super::values;
 use crate::checkpoint::Values;
 use crate::error::{Error, Status};
@@ -15,6 +17,9 @@ pub(crate) enum Precision {
     F32,
     /// Weights and activations rounded to bf16; sums in f32.
     Bf16,
+    /// Weights and activations rounded to 8-bit integers; exact sums. On the CPU alone, and only
+    /// once a calibration text has run: see [`Linear::calibrated`].
+    Int8,
 }
 
 /// `x W^T + b`: `[tokens, in]` to `[tokens, out]`.
@@ -27,6 +32,9 @@ pub(crate) struct Linear {
 enum Weight {
     /// The CPU's form.
     Packed(PackedLinear),
+    /// Computes in f32, and remembers how large each input was: what is to become `Int8`.
+    Calibrating(PackedLinear, Largest),
+    Int8(Int8Linear),
     /// `[in, out]` on another device, in the dtype that runs.
     Dense(Tensor),
 }
@@ -39,31 +47,75 @@ enum Bias {
 impl Linear {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match (&self.weight, &self.bias) {
-            (Weight::Packed(weight), bias) => {
+            (Weight::Dense(weight), Some(Bias::OnDevice(bias))) => {
+                x.matmul(weight)?.broadcast_add(bias)
+            }
+            (Weight::Dense(weight), _) => x.matmul(weight),
+            (weight, bias) => {
                 let bias = match bias {
                     Some(Bias::Plain(bias)) => Some(bias.as_slice()),
                     _ => None,
                 };
                 x.apply_op1_no_bwd(&PackedMatmul { weight, bias })
             }
-            (Weight::Dense(weight), Some(Bias::OnDevice(bias))) => {
-                x.matmul(weight)?.broadcast_add(bias)
-            }
-            (Weight::Dense(weight), _) => x.matmul(weight),
         }
+    }
+
+    /// The layer as its precision asks for it, after the calibration text has run through it: with
+    /// [`Precision::Int8`] it has computed in f32 until then.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn calibrated(self) -> crate::error::Result<Self> {
+        let weight = match self.weight {
+            Weight::Calibrating(layer, largest) => {
+                let largest = largest.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+                Weight::Int8(Int8Linear::quantise(&layer, &largest).map_err(pack_error)?)
+            }
+            weight => weight,
+        };
+        Ok(Self { weight, bias: self.bias })
     }
 
     /// Bytes of the weights in memory.
     pub(crate) fn bytes(&self) -> usize {
         match &self.weight {
-            Weight::Packed(weight) => weight.bytes(),
+            Weight::Packed(weight) | Weight::Calibrating(weight, _) => weight.bytes(),
+            Weight::Int8(weight) => weight.bytes(),
             Weight::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
         }
     }
 }
 
+/// The largest magnitude of each input that a layer has seen.
+struct Largest(Mutex<Vec<f32>>);
+
+impl Largest {
+    fn see(&self, x: &[f32]) {
+        let mut largest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for row in x.chunks_exact(largest.len().max(1)) {
+            for (largest, v) in largest.iter_mut().zip(row) {
+                *largest = largest.max(v.abs());
+            }
+        }
+    }
+}
+
+impl Weight {
+    /// Inputs and outputs of a form of the CPU.
+    fn features(&self) -> Option<(usize, usize)> {
+        match self {
+            Weight::Packed(w) | Weight::Calibrating(w, _) => {
+                Some((w.in_features(), w.out_features()))
+            }
+            Weight::Int8(w) => Some((w.in_features(), w.out_features())),
+            Weight::Dense(_) => None,
+        }
+    }
+}
+
 struct PackedMatmul<'a> {
-    weight: &'a PackedLinear,
+    weight: &'a Weight,
     bias: Option<&'a [f32]>,
 }
 
@@ -75,12 +127,22 @@ impl CustomOp1 for PackedMatmul<'_> {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = values(x, layout)?;
         let (tokens, inputs) = layout.shape().dims2()?;
-        if inputs != self.weight.in_features() {
-            candle_core::bail!("{inputs} inputs for a layer of {}", self.weight.in_features());
+        let Some((expected, outputs)) = self.weight.features() else {
+            candle_core::bail!("the layer's weights are on another device")
+        };
+        if inputs != expected {
+            candle_core::bail!("{inputs} inputs for a layer of {expected}");
         }
-        let outputs = self.weight.out_features();
         let mut out = vec![0f32; tokens * outputs];
-        self.weight.matmul(x, &mut out);
+        match self.weight {
+            Weight::Packed(weight) => weight.matmul(x, &mut out),
+            Weight::Calibrating(weight, largest) => {
+                largest.see(x);
+                weight.matmul(x, &mut out);
+            }
+            Weight::Int8(weight) => weight.matmul(x, &mut out),
+            Weight::Dense(_) => {}
+        }
         if let Some(bias) = self.bias {
             out.par_chunks_exact_mut(outputs).for_each(|row| {
                 for (y, b) in row.iter_mut().zip(bias) {
@@ -123,21 +185,21 @@ impl<'a> LinearLoader<'a> {
 
     fn packed(self) -> crate::error::Result<Linear> {
         let parts: Vec<_> = self.parts.iter().map(|(v, n)| (weights(v), *n)).collect();
-        let packed = PackedLinear::pack(&parts, self.inputs, self.precision).map_err(|e| {
-            let status = match e {
-                PackError::OutOfMemory { .. } => Status::OutOfMemory,
-                PackError::Shape { .. } => Status::Internal,
-            };
-            Error::new(status, e.to_string())
-        })?;
+        let pack = |precision| PackedLinear::pack(&parts, self.inputs, precision);
+        let weight = match self.precision {
+            Precision::Int8 => pack(Precision::F32)
+                .map(|layer| Weight::Calibrating(layer, Largest(vec![0.0; self.inputs].into()))),
+            precision => pack(precision).map(Weight::Packed),
+        };
         let bias = (!self.bias.is_empty()).then_some(Bias::Plain(self.bias));
-        Ok(Linear { weight: Weight::Packed(packed), bias })
+        Ok(Linear { weight: weight.map_err(pack_error)?, bias })
     }
 
     fn dense(self, device: &Device) -> Result<Linear> {
         let dtype = match self.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
+            Precision::Int8 => candle_core::bail!("int8 runs on the CPU alone"),
         };
         let parts = self
             .parts
@@ -154,6 +216,14 @@ impl<'a> LinearLoader<'a> {
         };
         Ok(Linear { weight: Weight::Dense(weight), bias })
     }
+}
+
+fn pack_error(error: PackError) -> Error {
+    let status = match error {
+        PackError::OutOfMemory { .. } => Status::OutOfMemory,
+        PackError::Shape { .. } => Status::Internal,
+    };
+    Error::new(status, error.to_string())
 }
 
 fn weights<'a>(values: &'a Values<'a>) -> Weights<'a> {

@@ -16,7 +16,7 @@ use super::drive::{Output, share};
 use super::pack::{Line, PANEL, Panels, Storage, TILE_STEPS};
 
 /// Rows of a tile, and its columns of f32.
-const SIDE: usize = 16;
+pub(super) const SIDE: usize = 16;
 /// k of a tile of activations: 64 bytes of bf16.
 const TILE_K: usize = 2 * TILE_STEPS;
 /// Bytes from one row of a tile of activations to the next, and from one such tile to the next.
@@ -156,7 +156,7 @@ unsafe fn task<const PARTS: usize>(
     rows: Range<usize>,
     panels: Range<usize>,
 ) {
-    let mut tiles = Tiles { rows: 0 };
+    let mut tiles = Tiles::default();
     let pairs = rows.len().div_ceil(2 * SIDE);
     let along_k = w.steps / TILE_STEPS;
     let blocks = along_k.div_ceil((TASK_BYTES / (pairs * 2 * PARTS * TILE)).max(1));
@@ -215,7 +215,8 @@ unsafe fn task<const PARTS: usize>(
 }
 
 /// The tile registers' shapes, which this thread has from `shape` on until this is dropped.
-struct Tiles {
+#[derive(Default)]
+pub(super) struct Tiles {
     /// Rows of the output; 0 while none were asked for.
     rows: usize,
 }
@@ -223,7 +224,7 @@ struct Tiles {
 impl Tiles {
     /// Sums in 0 to 3 (two above two), activations in 4 and 5, weights in 6 and 7, for an output of
     /// `rows` rows, at most 32. The registers' contents are lost if the shapes change.
-    fn shape(&mut self, rows: usize) {
+    pub(super) fn shape(&mut self, rows: usize) {
         /// The operand of `ldtilecfg`.
         #[repr(C, align(64))]
         struct Shapes {

@@ -24,6 +24,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 mod drive;
+mod int8;
 mod pack;
 mod portable;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use half::{bf16, f16};
 
 use super::Precision;
 use crate::sys;
+pub(crate) use int8::Int8Linear;
 use pack::{Panels, Storage};
 
 /// A weight matrix as in the checkpoint, row-major `[n, k]`: one row per output feature.

@@ -104,13 +104,9 @@ impl Panels {
             .and_then(|s| s.checked_mul(storage.step_lines()))
             .filter(|len| len.checked_mul(size_of::<Line>()).is_some())
             .ok_or(uncountable)?;
-        let mut lines: Vec<Line> = Vec::new();
-        lines
-            .try_reserve_exact(len)
-            .map_err(|_| PackError::OutOfMemory { bytes: len * size_of::<Line>() })?;
+        let mut lines = reserve(len)?;
 
         if len > 0 {
-            ask_for_huge_pages(lines.spare_capacity_mut());
             let spare = &mut lines.spare_capacity_mut()[..len];
             let fill = |block: usize, panel: usize, slab: &mut [MaybeUninit<Line>]| {
                 fill_slab(slab, parts, k, storage, panel, block * BLOCK);
@@ -156,6 +152,44 @@ impl Panels {
         self.lines.as_ptr().wrapping_add(panel * self.steps * self.storage.step_lines())
     }
 
+    /// The weights of one output feature, `[k]`, widened.
+    pub(super) fn column(&self, column: usize, row: &mut [f32]) {
+        let (panel, column) = (column / PANEL, column % PANEL);
+        let per_step = self.storage.step_lines();
+        let blocks = row.chunks_mut(BLOCK * self.storage.step_k());
+        for (block, row) in blocks.enumerate() {
+            let first = block * BLOCK;
+            let steps = (self.steps - first).min(BLOCK);
+            let slab = match self.storage {
+                Storage::Bf16Tiles => &self.panel(panel)[first * per_step..][..steps * per_step],
+                _ => self.slabs(first, steps, panel..panel + 1),
+            };
+            let word = |step: usize, word: usize| slab[step * per_step + word / 16].0[word % 16];
+            match self.storage {
+                Storage::F32 => {
+                    for (step, v) in row.iter_mut().enumerate() {
+                        *v = f32::from_bits(word(step, column));
+                    }
+                }
+                Storage::Bf16Columns => {
+                    let shift = if column < PANEL / 2 { 16 } else { 0 };
+                    for (step, v) in row.iter_mut().enumerate() {
+                        let pair = word(step, column % (PANEL / 2));
+                        *v = f32::from_bits((pair << shift) & 0xffff_0000);
+                    }
+                }
+                Storage::Bf16Pairs | Storage::Bf16Tiles => {
+                    for (step, pair) in row.chunks_mut(2).enumerate() {
+                        let word = word(step, column);
+                        for (v, bits) in pair.iter_mut().zip([word << 16, word & 0xffff_0000]) {
+                            *v = f32::from_bits(bits);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// The slabs of `panels` over the block from step `first` of `steps` steps: contiguous, each
     /// `steps * step_lines` lines.
     pub(super) fn slabs(&self, first: usize, steps: usize, panels: Range<usize>) -> &[Line] {
@@ -164,6 +198,16 @@ impl Panels {
         let slab = steps * per_step;
         &self.lines[start + panels.start * slab..start + panels.end * slab]
     }
+}
+
+/// Room for `len` lines.
+pub(super) fn reserve(len: usize) -> Result<Vec<Line>, PackError> {
+    let mut lines: Vec<Line> = Vec::new();
+    lines
+        .try_reserve_exact(len)
+        .map_err(|_| PackError::OutOfMemory { bytes: len.saturating_mul(size_of::<Line>()) })?;
+    ask_for_huge_pages(lines.spare_capacity_mut());
+    Ok(lines)
 }
 
 /// Asks the system to back the memory with huge pages where it leaves the choice to programs:

@@ -4,7 +4,7 @@ use super::pack::BLOCK;
 use super::*;
 
 /// A small linear congruential generator: the tests need no better.
-struct Rng(u64);
+pub(super) struct Rng(pub(super) u64);
 
 impl Rng {
     fn next(&mut self) -> u64 {
@@ -12,7 +12,7 @@ impl Rng {
         self.0 >> 33
     }
 
-    fn below(&mut self, end: usize) -> usize {
+    pub(super) fn below(&mut self, end: usize) -> usize {
         self.next() as usize % end
     }
 
@@ -21,12 +21,12 @@ impl Rng {
         self.next() as f32 / (1u64 << 30) as f32 - 1.0
     }
 
-    fn floats(&mut self, len: usize) -> Vec<f32> {
+    pub(super) fn floats(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.float()).collect()
     }
 }
 
-fn isas() -> impl Iterator<Item = Isa> {
+pub(super) fn isas() -> impl Iterator<Item = Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.available())
 }
 
@@ -44,16 +44,24 @@ fn pack(isa: Isa, w: Weights<'_>, n: usize, k: usize, precision: Precision) -> P
 
 /// The product, checked to read nothing around `x` and to write nothing around `y`.
 fn matmul(layer: &PackedLinear, x: &[f32]) -> Vec<f32> {
+    let len = x.len() / layer.in_features() * layer.out_features();
+    matmul_with(x, len, |x, y| layer.matmul(x, y))
+}
+
+/// As [`matmul`], for any product of `x` with `len` results.
+pub(super) fn matmul_with(
+    x: &[f32],
+    len: usize,
+    product: impl FnOnce(&[f32], &mut [f32]),
+) -> Vec<f32> {
     const AROUND: usize = 40;
     const MARK: f32 = 12345.5;
-    let m = x.len() / layer.in_features();
-    let len = m * layer.out_features();
     let mut xs = vec![f32::NAN; x.len() + 2 * AROUND];
     xs[AROUND..][..x.len()].copy_from_slice(x);
     let mut ys = vec![MARK; len + 2 * AROUND];
     // What `y` holds before must not matter.
     ys[AROUND..][..len].fill(f32::NAN);
-    layer.matmul(&xs[AROUND..][..x.len()], &mut ys[AROUND..][..len]);
+    product(&xs[AROUND..][..x.len()], &mut ys[AROUND..][..len]);
     assert!(ys[..AROUND].iter().chain(&ys[AROUND + len..]).all(|v| *v == MARK));
     ys[AROUND..][..len].to_vec()
 }
@@ -62,7 +70,7 @@ fn bits(v: &[f32]) -> Vec<u32> {
     v.iter().map(|v| v.to_bits()).collect()
 }
 
-fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
+pub(super) fn in_pool<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(work)
 }
 
@@ -110,7 +118,7 @@ fn every_kernel_agrees_with_an_exact_reference() {
                     let layer = pack(isa, *weights, n, k, precision);
                     let y = matmul(&layer, &x);
                     let (x, floats) = match precision {
-                        Precision::F32 => (x.clone(), (*floats).clone()),
+                        Precision::F32 | Precision::Int8 => (x.clone(), (*floats).clone()),
                         Precision::Bf16 => (widened(&to_bf16(&x)), widened(&to_bf16(floats))),
                     };
                     for (i, got) in y.iter().enumerate() {

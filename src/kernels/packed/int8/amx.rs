@@ -1,0 +1,148 @@
+//! Products of int8 tiles on AMX: 16 rows by 16 columns by 64 k at a time.
+#![allow(unsafe_code)] // Tile instructions on raw pointers, called by the driver under the contract of `TileKernel::tile`.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use super::super::amx::{SIDE, Tiles};
+use super::{PANEL, SECTION_STEPS, STEP_LINES, Tile, TileKernel};
+
+/// Steps of a tile.
+const TILE_STEPS: usize = 16;
+/// Bytes of the panel that a tile takes.
+const TILE_BYTES: usize = TILE_STEPS * STEP_LINES * 64;
+/// How far ahead, in bytes, weights are fetched.
+const AHEAD: usize = 8 * TILE_BYTES;
+
+const _: () = assert!(SECTION_STEPS == TILE_STEPS);
+
+pub(super) struct Kernel;
+
+/// Sums of two by two tiles.
+#[repr(C, align(64))]
+struct Sums([[MaybeUninit<i32>; PANEL]; 2 * SIDE]);
+
+impl TileKernel for Kernel {
+    type Registers = Tiles;
+
+    const MAX_ROWS: usize = 2 * SIDE;
+
+    fn panels(_rows: usize) -> usize {
+        1
+    }
+
+    unsafe fn tile(tiles: &mut Tiles, rows: usize, panels: usize, t: Tile) {
+        assert!(panels == 1);
+        tiles.shape(rows);
+        let mut sums = [const { Sums([[MaybeUninit::uninit(); PANEL]; 2 * SIDE]) }; 3];
+        let sections = [(0, 1), (1, 1), (2, t.steps / TILE_STEPS)];
+        for (sums, (first, steps)) in sums.iter_mut().zip(sections) {
+            // SAFETY: the caller's tile has these sections, each of whole tiles.
+            unsafe { dots(&t, rows, first, steps, sums) };
+        }
+        // SAFETY: the sums of `rows` rows were just written.
+        unsafe { store(&t, rows, &sums) };
+    }
+}
+
+/// Writes the sums of `steps` tiles along k, from tile `first` on.
+///
+/// # Safety
+/// As [`TileKernel::tile`]; the tile registers have the shapes for `rows` rows, and `steps` is not 0.
+unsafe fn dots(t: &Tile, rows: usize, first: usize, steps: usize, sums: &mut Sums) {
+    let stride = t.codes_stride * size_of::<u32>();
+    let upper = t.codes.wrapping_add(first * TILE_STEPS);
+    let slab = t.panel.wrapping_byte_add(first * TILE_BYTES);
+    let sums = sums.0.as_mut_ptr();
+    /// Multiplies along k by `$products`, of one strip of 16 rows or of two.
+    macro_rules! along_k {
+        ($products:literal) => {
+            asm!(
+                "2:",
+                "tileloadd tmm6, [{slab} + {pair}]",
+                "tileloadd tmm7, [{slab} + {pair} + 64]",
+                $products,
+                "mov {left:e}, 16",
+                "3:",
+                "prefetcht0 [{slab} + {ahead}]",
+                "prefetcht0 [{slab} + {ahead} + 64]",
+                "add {slab}, 128",
+                "dec {left:e}",
+                "jnz 3b",
+                "add {upper}, 64",
+                "add {lower}, 64",
+                "dec {steps}",
+                "jnz 2b",
+                slab = inout(reg) slab => _,
+                upper = inout(reg) upper => _,
+                lower = inout(reg) upper.wrapping_byte_add(SIDE * stride) => _,
+                steps = inout(reg) steps => _,
+                left = out(reg) _,
+                pair = in(reg) STEP_LINES * 64,
+                ahead = const AHEAD,
+                row = in(reg) stride,
+                options(nostack, readonly),
+            )
+        };
+    }
+    // SAFETY: the caller's operands; only tile registers change, which Rust never uses. The
+    // prefetched lines need not exist.
+    unsafe {
+        asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
+        if rows > SIDE {
+            asm!("tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
+            along_k!(
+                "tileloadd tmm4, [{upper} + {row}]
+                 tdpbsud tmm0, tmm4, tmm6
+                 tdpbsud tmm1, tmm4, tmm7
+                 tileloadd tmm5, [{lower} + {row}]
+                 tdpbsud tmm2, tmm5, tmm6
+                 tdpbsud tmm3, tmm5, tmm7"
+            );
+            asm!("tilestored [{sums} + {n}], tmm2", "tilestored [{sums} + {n} + 64], tmm3",
+                sums = in(reg) sums.add(SIDE), n = in(reg) PANEL * 4, options(nostack));
+        } else {
+            along_k!(
+                "tileloadd tmm4, [{upper} + {row}]
+                 tdpbsud tmm0, tmm4, tmm6
+                 tdpbsud tmm1, tmm4, tmm7"
+            );
+        }
+        asm!("tilestored [{sums} + {n}], tmm0", "tilestored [{sums} + {n} + 64], tmm1",
+            sums = in(reg) sums, n = in(reg) PANEL * 4, options(nostack));
+    }
+}
+
+/// Scales the sums into the output.
+///
+/// # Safety
+/// As [`TileKernel::tile`]; the sums of `rows` rows are initialised.
+#[target_feature(enable = "avx512f")]
+unsafe fn store(t: &Tile, rows: usize, sums: &[Sums; 3]) {
+    for r in 0..rows {
+        // SAFETY: row r.
+        let row = unsafe { &*t.rows.add(r) };
+        let (scale, outlier_scale) = (_mm512_set1_ps(row.scale), _mm512_set1_ps(row.outlier_scale));
+        let offsets = row.offsets.map(|offset| _mm512_set1_epi32(offset));
+        for column in [0, 16] {
+            let sum = |section: usize| {
+                // SAFETY: 16 of the row's sums.
+                let sums =
+                    unsafe { sums[section].0[r].as_ptr().add(column).cast::<__m512i>().read() };
+                _mm512_add_epi32(sums, offsets[section])
+            };
+            let outliers = _mm512_add_epi32(_mm512_slli_epi32::<7>(sum(0)), sum(1));
+            // SAFETY: 16 columns' scales, and 16 columns of row r of the output tile.
+            unsafe {
+                let by =
+                    _mm512_mul_ps(outlier_scale, _mm512_loadu_ps(t.outlier_scales.add(column)));
+                let outliers = _mm512_mul_ps(_mm512_cvtepi32_ps(outliers), by);
+                let by = _mm512_mul_ps(scale, _mm512_loadu_ps(t.scales.add(column)));
+                let others = _mm512_mul_ps(_mm512_cvtepi32_ps(sum(2)), by);
+                let y = t.y.add(r * t.y_stride + column);
+                _mm512_storeu_ps(y, _mm512_add_ps(outliers, others));
+            }
+        }
+    }
+}
