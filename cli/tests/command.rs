@@ -1,5 +1,7 @@
 //! The `siren` command from outside: what it reads, prints and exits with.
 
+#[path = "command/compare.rs"]
+mod compare;
 #[path = "command/watch.rs"]
 mod watch;
 
