@@ -6,14 +6,13 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::super::amx::{SIDE, Tiles};
-use super::{PANEL, SECTION_STEPS, STEP_LINES, Tile, TileKernel};
+use super::quantise::{RowScales, Weights};
+use super::{PANEL, SECTION_STEPS, STEP_LINES, Tile, TileKernel, avx512};
 
 /// Steps of a tile.
 const TILE_STEPS: usize = 16;
 /// Bytes of the panel that a tile takes.
 const TILE_BYTES: usize = TILE_STEPS * STEP_LINES * 64;
-/// How far ahead, in bytes, weights are fetched.
-const AHEAD: usize = 8 * TILE_BYTES;
 
 const _: () = assert!(SECTION_STEPS == TILE_STEPS);
 
@@ -30,6 +29,11 @@ impl TileKernel for Kernel {
 
     fn panels(_rows: usize) -> usize {
         1
+    }
+
+    unsafe fn row(w: &Weights, x: &[f32], work: &mut [f32], codes: &mut [i8]) -> RowScales {
+        // SAFETY: the CPU is the caller's promise.
+        unsafe { avx512::row(w, x, work, codes) }
     }
 
     unsafe fn tile(tiles: &mut Tiles, rows: usize, panels: usize, t: Tile) {
@@ -63,13 +67,7 @@ unsafe fn dots(t: &Tile, rows: usize, first: usize, steps: usize, sums: &mut Sum
                 "tileloadd tmm6, [{slab} + {pair}]",
                 "tileloadd tmm7, [{slab} + {pair} + 64]",
                 $products,
-                "mov {left:e}, 16",
-                "3:",
-                "prefetcht0 [{slab} + {ahead}]",
-                "prefetcht0 [{slab} + {ahead} + 64]",
-                "add {slab}, 128",
-                "dec {left:e}",
-                "jnz 3b",
+                "add {slab}, {bytes}",
                 "add {upper}, 64",
                 "add {lower}, 64",
                 "dec {steps}",
@@ -78,16 +76,14 @@ unsafe fn dots(t: &Tile, rows: usize, first: usize, steps: usize, sums: &mut Sum
                 upper = inout(reg) upper => _,
                 lower = inout(reg) upper.wrapping_byte_add(SIDE * stride) => _,
                 steps = inout(reg) steps => _,
-                left = out(reg) _,
                 pair = in(reg) STEP_LINES * 64,
-                ahead = const AHEAD,
                 row = in(reg) stride,
+                bytes = const TILE_BYTES,
                 options(nostack, readonly),
             )
         };
     }
-    // SAFETY: the caller's operands; only tile registers change, which Rust never uses. The
-    // prefetched lines need not exist.
+    // SAFETY: the caller's operands; only tile registers change, which Rust never uses.
     unsafe {
         asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
         if rows > SIDE {

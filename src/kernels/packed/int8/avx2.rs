@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 
+use super::quantise::{RowScales, Weights};
 use super::{SECTION_STEPS, STEP_LINES, Tile, TileKernel};
 
 /// With AVX-VNNI.
@@ -25,6 +26,11 @@ macro_rules! kernel {
 
             fn panels(_rows: usize) -> usize {
                 1
+            }
+
+            unsafe fn row(w: &Weights, x: &[f32], work: &mut [f32], codes: &mut [i8]) -> RowScales {
+                // SAFETY: the CPU is the caller's promise.
+                unsafe { row(w, x, work, codes) }
             }
 
             unsafe fn tile((): &mut (), rows: usize, panels: usize, t: Tile) {
@@ -96,6 +102,12 @@ macro_rules! kernel {
 
 kernel!(Vnni, "avx2,avxvnni", vnni_tile, vnni_dots, vnni_dot, [1, 2, 3, 4, 5, 6], 6);
 kernel!(Kernel, "avx2", avx2_tile, avx2_dots, avx2_dot, [1, 2, 3, 4], 4);
+
+/// [`Weights::row`] in 256 bits.
+#[target_feature(enable = "avx2")]
+fn row(w: &Weights, x: &[f32], work: &mut [f32], codes: &mut [i8]) -> RowScales {
+    w.row(x, work, codes)
+}
 
 type Sums<const R: usize> = [[__m256i; VECTORS]; R];
 

@@ -4,6 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::super::drive::lines_ahead;
+use super::quantise::{RowScales, Weights};
 use super::{PANEL, SECTION_STEPS, STEP_LINES, Tile, TileKernel};
 
 pub(super) struct Kernel;
@@ -19,6 +20,11 @@ impl TileKernel for Kernel {
             3..=6 => 2,
             _ => 1,
         }
+    }
+
+    unsafe fn row(w: &Weights, x: &[f32], work: &mut [f32], codes: &mut [i8]) -> RowScales {
+        // SAFETY: the CPU is the caller's promise.
+        unsafe { row(w, x, work, codes) }
     }
 
     unsafe fn tile((): &mut (), rows: usize, panels: usize, t: Tile) {
@@ -47,6 +53,12 @@ impl TileKernel for Kernel {
             }
         }
     }
+}
+
+/// [`Weights::row`] in 512 bits.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn row(w: &Weights, x: &[f32], work: &mut [f32], codes: &mut [i8]) -> RowScales {
+    w.row(x, work, codes)
 }
 
 type Sums<const R: usize, const P: usize> = [[[__m512i; 2]; P]; R];

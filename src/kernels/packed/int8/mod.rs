@@ -82,9 +82,12 @@ impl Isa {
     fn available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         match self {
-            Isa::Amx => is_x86_feature_detected!("avx512f") && sys::amx::has_int8(),
+            Isa::Amx => Isa::Avx512Vnni.available() && sys::amx::has_int8(),
             Isa::Avx512Vnni => {
-                is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
             }
             Isa::AvxVnni => Isa::Avx2.available() && is_x86_feature_detected!("avxvnni"),
             Isa::Avx2 => is_x86_feature_detected!("avx2"),
@@ -151,19 +154,23 @@ impl Int8Linear {
             y.fill(0.0);
             return;
         }
-        let codes = self.weights.codes(x);
         // SAFETY: `quantise_for` saw that the CPU has `self.isa`, and these are its kernels.
         unsafe {
             match self.isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Amx => run::<amx::Kernel>(&self.weights, &codes, y),
+                // A tile needs more rows than that to be worth its price; the bits are the same.
+                Isa::Amx if m <= avx512::Kernel::MAX_ROWS => {
+                    run::<avx512::Kernel>(&self.weights, x, y);
+                }
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512Vnni => run::<avx512::Kernel>(&self.weights, &codes, y),
+                Isa::Amx => run::<amx::Kernel>(&self.weights, x, y),
                 #[cfg(target_arch = "x86_64")]
-                Isa::AvxVnni => run::<avx2::Vnni>(&self.weights, &codes, y),
+                Isa::Avx512Vnni => run::<avx512::Kernel>(&self.weights, x, y),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => run::<avx2::Kernel>(&self.weights, &codes, y),
-                _ => run::<portable::Kernel>(&self.weights, &codes, y),
+                Isa::AvxVnni => run::<avx2::Vnni>(&self.weights, x, y),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => run::<avx2::Kernel>(&self.weights, x, y),
+                _ => run::<portable::Kernel>(&self.weights, x, y),
             }
         }
     }
@@ -208,6 +215,14 @@ trait TileKernel {
     /// How many panels a tile of `rows` rows spans where there are as many.
     fn panels(rows: usize) -> usize;
 
+    /// [`Weights::row`], compiled for the kernel's instructions.
+    ///
+    /// # Safety
+    /// The CPU has them.
+    unsafe fn row(w: &Weights, x: &[f32], work: &mut [f32], codes: &mut [i8]) -> RowScales {
+        w.row(x, work, codes)
+    }
+
     /// Writes a tile of `rows` rows and `panels` panels.
     ///
     /// # Safety
@@ -217,11 +232,13 @@ trait TileKernel {
     unsafe fn tile(registers: &mut Self::Registers, rows: usize, panels: usize, tile: Tile);
 }
 
-/// `y`, `[m, n]`, of `m` rows of codes with the kernels `K`.
+/// `y = x Wᵀ` with the kernels `K`; `x` and `y` are the same number of whole rows.
 ///
 /// # Safety
 /// The CPU has the instructions of `K`.
-unsafe fn run<K: TileKernel>(w: &Weights, codes: &Codes, y: &mut [f32]) {
+unsafe fn run<K: TileKernel>(w: &Weights, x: &[f32], y: &mut [f32]) {
+    // SAFETY: the CPU is the caller's promise.
+    let codes = &unsafe { w.codes::<K>(x) };
     let m = codes.rows.len();
     assert!(y.len() == m * w.n);
     let tiles = m.div_ceil(K::MAX_ROWS);

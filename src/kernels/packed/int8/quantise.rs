@@ -3,12 +3,11 @@
 
 use std::mem::MaybeUninit;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::super::PackError;
 use super::super::pack::{Line, PANEL, Panels, reserve};
-use super::{SECTION_STEPS, STEP_K, STEP_LINES, Tile};
+use super::{SECTION_STEPS, STEP_K, STEP_LINES, Tile, TileKernel};
 
 /// Values that are rotated together.
 const ROTATED: usize = 64;
@@ -166,8 +165,11 @@ impl Weights {
     }
 
     /// Rows of `x`, `[m, k]`, as codes.
-    pub(super) fn codes(&self, x: &[f32]) -> Codes {
-        let (m, arch) = (x.len() / self.k, Arch::new());
+    ///
+    /// # Safety
+    /// The CPU has the instructions of `K`.
+    pub(super) unsafe fn codes<K: TileKernel>(&self, x: &[f32]) -> Codes {
+        let m = x.len() / self.k;
         let length = SECTIONS + self.padded();
         // A line more, so that the rows of a tile do not share one set of the L1 cache.
         let row_lines = length.div_ceil(size_of::<Line>()) + 1;
@@ -184,10 +186,8 @@ impl Weights {
                     let codes = unsafe {
                         std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<i8>(), length)
                     };
-                    arch.dispatch(
-                        #[inline(always)]
-                        || self.row(x, work, codes),
-                    )
+                    // SAFETY: the CPU is the caller's promise.
+                    unsafe { K::row(self, x, work, codes) }
                 },
             )
             .collect_into_vec(&mut rows);
@@ -198,7 +198,7 @@ impl Weights {
 
     /// Writes the codes of `x`, `[k]`, as activations have them; `work` is of the padded length.
     #[inline(always)]
-    fn row(&self, x: &[f32], work: &mut [f32], codes: &mut [i8]) -> RowScales {
+    pub(super) fn row(&self, x: &[f32], work: &mut [f32], codes: &mut [i8]) -> RowScales {
         let (sections, rotated) = codes.split_at_mut(SECTIONS);
         let (first, second) = sections.split_at_mut(SECTION_STEPS * STEP_K);
         work[..x.len()].copy_from_slice(x);
