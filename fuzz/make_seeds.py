@@ -57,7 +57,66 @@ def checkpoints():
     seed("safetensors", "head-other-dtypes", b"\0", safetensors(shapes))
     seed("safetensors", "checkpoint", b"\1", head)
     seed("safetensors", "checkpoint-off-its-boundary", b"\1", safetensors(odd, pad=1))
+    # Found by this target: which of the two is named as wrong was asked to be the same each time.
+    twins = json.dumps({name: {"dtype": dtype, "shape": shape, "data_offsets": [0, 8]}
+                        for name, dtype, shape in [("a", "F32", [2]), ("b", "F16", [0])]}, separators=(",", ":")).encode()
+    seed("safetensors", "two-at-one-place", b"\0", struct.pack("<Q", len(twins)) + twins + bytes(8))
     seed("safetensors", "index", b"\2", json.dumps(index).encode())
+
+
+def gguf():
+    """A Llama of one block, of 32 wide, in several types; and one with what is not read."""
+    U32, F32, BOOL, STRING, ARRAY = 4, 6, 7, 8, 9
+    string = lambda t: struct.pack("<Q", len(t.encode())) + t.encode()
+    array = lambda kind, items: struct.pack("<IQ", kind, len(items)) + b"".join(items)
+    number = lambda n: (U32, struct.pack("<I", n))
+    tokens = ["<s>", "a", "b", "ab", "[PAD4]"]
+    metadata = {
+        "general.architecture": (STRING, string("llama")),
+        "general.alignment": number(32),
+        "llama.block_count": number(1),
+        "llama.embedding_length": number(32),
+        "llama.feed_forward_length": number(32),
+        "llama.attention.head_count": number(2),
+        "llama.attention.head_count_kv": number(1),
+        "llama.attention.layer_norm_rms_epsilon": (F32, struct.pack("<f", 1e-5)),
+        "llama.rope.freq_base": (F32, struct.pack("<f", 1e4)),
+        "tokenizer.ggml.model": (STRING, string("gpt2")),
+        "tokenizer.ggml.pre": (STRING, string("llama-bpe")),
+        "tokenizer.ggml.tokens": (ARRAY, array(STRING, [string(t) for t in tokens])),
+        "tokenizer.ggml.token_type": (ARRAY, array(5, [struct.pack("<i", t) for t in (3, 1, 1, 1, 5)])),
+        "tokenizer.ggml.merges": (ARRAY, array(STRING, [string("a b")])),
+        "tokenizer.ggml.bos_token_id": number(0),
+        "tokenizer.ggml.add_bos_token": (BOOL, b"\1"),
+    }
+    # By ggml's number, the elements of a row and its bytes.
+    row = {0: (32, 128), 1: (32, 64), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 30: (32, 64),
+           12: (256, 144), 13: (256, 176), 14: (256, 210)}
+    tensors = {"token_embd.weight": (5, 8), "output_norm.weight": (1, 0), "rope_freqs.weight": (1, 0)}
+    linear = [("attn_q", 32, 2), ("attn_k", 16, 3), ("attn_v", 16, 6), ("attn_output", 32, 7),
+              ("ffn_gate", 32, 8), ("ffn_up", 32, 2), ("ffn_down", 32, 30)]
+    tensors |= {f"blk.0.{name}.weight": (rows, kind) for name, rows, kind in linear}
+    tensors |= {f"blk.0.{name}.weight": (1, 0) for name in ("attn_norm", "ffn_norm")}
+
+    def file(metadata, tensors):
+        head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
+        for key, (kind, value) in metadata.items():
+            head += string(key) + struct.pack("<I", kind) + value
+        data = b""
+        for name, (rows, kind) in tensors.items():
+            width, size = (8, 32) if name == "rope_freqs.weight" else row[kind]
+            shape, size = [width, rows] if rows > 1 else [width], size * rows
+            head += string(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape)
+            head += struct.pack("<IQ", kind, len(data))
+            data += struct.pack("<f", 1.0) * (size // 4) if kind == 0 else bytes(i * 37 % 251 for i in range(size))
+            data += bytes(-len(data) % 32)
+        return head + bytes(-len(head) % 32) + data
+
+    seed("gguf", "llama", file(metadata, tensors))
+    seed("gguf", "metadata", file(metadata, {}))
+    blocks = file({}, {"q4": (1, 12), "q5": (2, 13), "q6": (3, 14)})
+    seed("gguf", "k-blocks", blocks)
+    seed("gguf", "cut-off", blocks[:-1100])
 
 
 def text():
@@ -139,6 +198,9 @@ def stream():
     # Found by this target: two tokens share a character, and only the second is at the threshold.
     seed("stream", "characters-shared", b"\1", new_stream(windows=(5, 2), threshold="one, two", hysteresis=2),
          *[push(piece) for piece in CHUNKED["composed"][1:]])
+    # Found by scripts made at random: what was cleared is other tokens now, and the first one crosses.
+    seed("stream", "crossing-in-what-was-cleared", b"\1", new_stream(prompt=" \u043c\u0438\u0440", windows=(4, 0), hysteresis=1),
+         push(" and"), push("e"))
     # Found by reading: the prompt's newline is over the limit.
     seed("stream", "exactly-the-limit", b"\0", new_stream(prompt="x" * 80), push("y" * 80))
     words = [push(piece) for piece in CHUNKED["words"]]
@@ -279,6 +341,7 @@ def calls():
 
 config()
 checkpoints()
+gguf()
 text()
 growing()
 stream()

@@ -399,7 +399,8 @@ typedef struct siren_open_options {
      */
     struct siren_text model;
     /**
-     * The backbone's directory or repository. Absent: what the artifact names.
+     * The backbone's directory, repository or GGUF file (also one in a repository, as
+     * OWNER/NAME/FILE.gguf[@REVISION]). Absent: what the artifact names.
      */
     struct siren_text backbone;
     /**
@@ -785,7 +786,8 @@ typedef struct siren_push_result {
     uint64_t crossing_byte;
     /**
      * Pushed bytes, whole characters, that may be shown: up to the last token at or before which
-     * no running score reached the threshold. Never shrinks.
+     * no running score reached the threshold. Never shrinks, also where a later push makes other
+     * tokens of the last word and one of these crosses: `crossing_byte` may then be less.
      */
     uint64_t cleared_bytes;
     /**

@@ -40,6 +40,42 @@ pub fn checkpoint(dir: &Path, map: bool) -> Result<usize> {
     Ok(values)
 }
 
+/// What a GGUF file is good for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Gguf {
+    /// Values of all its tensors.
+    pub values: usize,
+    /// Its metadata describe a backbone.
+    pub is_backbone: bool,
+    /// And a tokenizer.
+    pub has_tokenizer: bool,
+}
+
+/// Opens the GGUF file `path`, reads its metadata and widens every tensor.
+///
+/// # Errors
+/// As opening it.
+pub fn gguf(path: &Path, map: bool) -> Result<Gguf> {
+    let gguf = crate::gguf::Gguf::open(path, map)?;
+    let config = Config::of_gguf(&gguf).ok();
+    let has_tokenizer = text::tokenizer_json(&gguf).is_ok();
+    let is_backbone = config.is_some();
+    // Rows are laid out anew where they are as long as the metadata say.
+    let checkpoint = Checkpoint::of_gguf(gguf, None);
+    let mut values = 0;
+    for (name, shape) in checkpoint.shapes() {
+        values += checkpoint.tensor(name, shape)?.to_f32()?.len();
+    }
+    if let Some(config) = config {
+        let gguf = crate::gguf::Gguf::open(path, map)?;
+        let checkpoint = Checkpoint::of_gguf(gguf, Some(config.head_dim));
+        let width = config.hidden_size;
+        let rows = config.num_attention_heads * config.head_dim;
+        let _ = checkpoint.tensor("model.layers.0.self_attn.q_proj.weight", &[rows, width]);
+    }
+    Ok(Gguf { values, is_backbone, has_tokenizer })
+}
+
 /// Cleans a joined text.
 pub fn clean(text: &str) -> String {
     text::clean(text)

@@ -23,6 +23,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::error::{Error, Result, Status};
+use crate::gguf::EXTENSION;
 
 #[cfg(feature = "hub")]
 mod cache;
@@ -137,49 +138,96 @@ fn check_revision(revision: &str) -> Result<()> {
     )))
 }
 
-/// Where a model lies: in a directory, or in a repository of a hub.
+/// Where a model lies: in a directory, or in a repository of a hub. A backbone may also be one GGUF
+/// file, on this machine or in a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// A local directory.
     Dir(PathBuf),
+    /// A local GGUF file.
+    Gguf(PathBuf),
     /// A repository, fetched into the cache.
     Repo(Repo),
+    /// The GGUF file of this name in a repository, fetched into the cache.
+    RepoGguf(Repo, String),
 }
 
 impl Source {
-    /// Reads `text` as a directory if there is one of that name, and else as a [`Repo`].
+    /// Reads `text` as a directory if there is one of that name, as a file if it ends in `.gguf` and
+    /// there is one, as `owner/name/file.gguf[@revision]`, and else as a [`Repo`].
     ///
     /// # Errors
     ///
-    /// [`Status::InvalidArgument`] when it is neither; [`Status::NotFound`] when it looks like a
-    /// path (it starts with `/`, `./`, `../` or `~`) and there is no such directory.
+    /// [`Status::InvalidArgument`] when it is none of them; [`Status::NotFound`] when it looks like a
+    /// path (it starts with `/`, `./`, `../` or `~`) and there is no such directory or file.
     pub fn parse(text: &str) -> Result<Self> {
-        if Path::new(text).is_dir() {
+        let path = Path::new(text);
+        if path.is_dir() {
             return Ok(Self::Dir(text.into()));
         }
-        if ["/", "./", "../", "~"].iter().any(|start| text.starts_with(start)) {
-            return Err(Error::new(Status::NotFound, format!("{text}: no such directory")));
+        if path.is_file() {
+            return match is_gguf(path) {
+                true => Ok(Self::Gguf(text.into())),
+                false => Err(Error::argument(format!(
+                    "{text}: expected a directory, a .gguf file or a repository"
+                ))),
+            };
         }
-        text.parse().map(Self::Repo)
+        if ["/", "./", "../", "~"].iter().any(|start| text.starts_with(start)) {
+            return Err(Error::new(Status::NotFound, format!("{text}: no such directory or file")));
+        }
+        let (name, revision) = match text.split_once('@') {
+            Some((name, revision)) => (name, Some(revision)),
+            None => (text, None),
+        };
+        match name.rsplit_once('/') {
+            Some((id, file)) if id.contains('/') && is_gguf(Path::new(file)) => {
+                files::check_gguf_name(file)?;
+                let repo = match revision {
+                    Some(revision) => format!("{id}@{revision}").parse()?,
+                    None => id.parse()?,
+                };
+                Ok(Self::RepoGguf(repo, file.into()))
+            }
+            _ => text.parse().map(Self::Repo),
+        }
     }
 
-    /// The directory, which `fetch` makes of a repository.
-    pub(crate) fn directory(
-        &self,
-        fetch: impl FnOnce(&Repo) -> Result<PathBuf>,
-    ) -> Result<PathBuf> {
+    /// Where an artifact lies on this machine, fetched if need be.
+    pub(crate) fn artifact(&self, options: &HubOptions) -> Result<PathBuf> {
         match self {
             Self::Dir(dir) => Ok(dir.clone()),
-            Self::Repo(repo) => fetch(repo),
+            Self::Repo(repo) => fetch_artifact(repo, options),
+            Self::Gguf(_) | Self::RepoGguf(..) => Err(Error::argument(format!(
+                "{self} is a backbone's weights, expected an artifact's directory or repository"
+            ))),
         }
     }
+
+    /// Where a backbone lies on this machine, fetched if need be: a directory or a GGUF file.
+    pub(crate) fn backbone(&self, options: &HubOptions) -> Result<PathBuf> {
+        match self {
+            Self::Dir(path) | Self::Gguf(path) => Ok(path.clone()),
+            Self::Repo(repo) => fetch_backbone(repo, options),
+            Self::RepoGguf(repo, file) => fetch_gguf(repo, file, options),
+        }
+    }
+}
+
+/// Whether a path ends in `.gguf`.
+pub(crate) fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(EXTENSION))
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Dir(dir) => write!(f, "{}", dir.display()),
+            Self::Dir(path) | Self::Gguf(path) => write!(f, "{}", path.display()),
             Self::Repo(repo) => repo.fmt(f),
+            Self::RepoGguf(repo, file) => {
+                write!(f, "{}/{file}", repo.id)?;
+                repo.revision.as_ref().map_or(Ok(()), |revision| write!(f, "@{revision}"))
+            }
         }
     }
 }
@@ -245,7 +293,7 @@ impl fmt::Debug for HubOptions {
 /// endpoint, token, proxy or certificate file that cannot be used), and [`Status::Unsupported`]
 /// in a build without the `hub` feature.
 pub fn fetch_artifact(repo: &Repo, options: &HubOptions) -> Result<PathBuf> {
-    fetch(repo, options, files::artifact)
+    parent(&fetch(repo, options, &files::artifact)?)
 }
 
 /// Fetches the files of a backbone, as [`fetch_artifact`] does: `config.json`, `tokenizer.json`,
@@ -257,11 +305,30 @@ pub fn fetch_artifact(repo: &Repo, options: &HubOptions) -> Result<PathBuf> {
 /// Those of [`fetch_artifact`], and [`Status::InvalidModel`] for an index that is damaged or names
 /// a shard that is not a plain file name.
 pub fn fetch_backbone(repo: &Repo, options: &HubOptions) -> Result<PathBuf> {
-    fetch(repo, options, files::backbone)
+    parent(&fetch(repo, options, &files::backbone)?)
+}
+
+/// Fetches the GGUF file `file` of a repository, as [`fetch_artifact`] does, and
+/// `tokenizer.json` and `tokenizer_config.json` if they are beside it; returns the path of the
+/// file.
+///
+/// # Errors
+///
+/// Those of [`fetch_artifact`], and [`Status::InvalidArgument`] for what is not the plain name of a
+/// GGUF file.
+pub fn fetch_gguf(repo: &Repo, file: &str, options: &HubOptions) -> Result<PathBuf> {
+    files::check_gguf_name(file)?;
+    fetch(repo, options, &|place| files::gguf(place, file)).map(|mut files| files.swap_remove(0))
+}
+
+/// The directory of a model's files.
+fn parent(files: &[PathBuf]) -> Result<PathBuf> {
+    let parent = files.first().and_then(|file| file.parent());
+    parent.map(Path::to_path_buf).ok_or_else(|| Error::internal("a model without files"))
 }
 
 #[cfg(feature = "hub")]
-fn fetch(repo: &Repo, options: &HubOptions, list: files::List) -> Result<PathBuf> {
+fn fetch(repo: &Repo, options: &HubOptions, list: &files::List<'_>) -> Result<Vec<PathBuf>> {
     let settings = settings::Settings::new(options)?;
     let http = match settings.offline {
         Some(_) => None,
@@ -269,11 +336,11 @@ fn fetch(repo: &Repo, options: &HubOptions, list: files::List) -> Result<PathBuf
     };
     let progress = options.progress.clone();
     let mut session = session::Session::new(repo, &settings, http.as_ref(), progress);
-    files::directory(&list(&mut session)?)
+    list(&mut session)
 }
 
 #[cfg(not(feature = "hub"))]
-fn fetch(repo: &Repo, _options: &HubOptions, _list: files::List) -> Result<PathBuf> {
+fn fetch(repo: &Repo, _options: &HubOptions, _list: &files::List<'_>) -> Result<Vec<PathBuf>> {
     Err(Error::new(
         Status::Unsupported,
         format!(

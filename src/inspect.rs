@@ -1,12 +1,15 @@
 //! What an artifact holds, without opening its backbone's weights.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use crate::artifact::{self, BaseModel, Pooling, SelectedLayer};
-use crate::backbone::Config;
+use crate::backbone::Files;
 use crate::error::{Error, Result};
+use crate::gguf::Gguf;
 use crate::locate;
 use crate::options::OpenOptions;
 
@@ -61,9 +64,9 @@ pub struct ArtifactInfo {
 /// The shape of a backbone.
 #[derive(Clone, Debug)]
 pub struct BackboneInfo {
-    /// Where it lies.
-    pub dir: PathBuf,
-    /// `model_type` of its `config.json`.
+    /// Where it lies: a directory or a GGUF file.
+    pub path: PathBuf,
+    /// Its family, as `model_type` of a `config.json` names it.
     pub model_type: &'static str,
     /// Its blocks.
     pub layers: usize,
@@ -73,8 +76,10 @@ pub struct BackboneInfo {
     pub hidden_size: usize,
     /// Rows of the embedding table.
     pub vocab_size: usize,
-    /// Bytes of its safetensors files.
+    /// Bytes of its safetensors files, or of the GGUF file.
     pub bytes: u64,
+    /// Of a GGUF file, how many tensors it has of each type, the most first; else nothing.
+    pub tensor_types: Vec<(&'static str, usize)>,
 }
 
 /// Reads the artifact that `options` name. A hub repository is fetched (its two files only); its
@@ -86,8 +91,8 @@ pub fn inspect(options: &OpenOptions) -> Result<ArtifactInfo> {
     let model_dir = locate::model(options)?;
     let content = artifact::open(&model_dir, options.map)?;
     let last = content.layers.last().map_or(0, |layer| layer.index);
-    let backbone = locate::local_backbone(options, &model_dir, &content.base_model)
-        .map(|dir| backbone(dir, last + 1))
+    let backbone = locate::local_backbone(options, &model_dir, &content.base_model)?
+        .map(|path| backbone(path, last + 1))
         .transpose()?;
     let files = [artifact::CONFIG_FILE, artifact::WEIGHTS_FILE];
     let sizes = files.iter().map(|file| size(&model_dir.join(file)));
@@ -105,24 +110,44 @@ pub fn inspect(options: &OpenOptions) -> Result<ArtifactInfo> {
     })
 }
 
-fn backbone(dir: PathBuf, layers_run: usize) -> Result<BackboneInfo> {
-    let config = Config::read(&dir.join("config.json"))?;
-    let entries = std::fs::read_dir(&dir).map_err(|e| Error::io(dir.display(), &e))?;
-    let mut bytes = 0;
-    for entry in entries.flatten() {
-        if entry.path().extension().is_some_and(|extension| extension == "safetensors") {
-            bytes += size(&entry.path())?;
-        }
-    }
+fn backbone(path: PathBuf, layers_run: usize) -> Result<BackboneInfo> {
+    let files = Files::open(&path, true)?;
+    let config = files.config()?;
+    let (bytes, tensor_types) = match &files {
+        Files::Dir(dir) => (safetensors_bytes(dir)?, vec![]),
+        Files::Gguf(gguf) => (gguf.len() as u64, tensor_types(gguf)),
+    };
     Ok(BackboneInfo {
-        dir,
+        path,
         model_type: config.family.model_type(),
         layers: config.num_hidden_layers,
         layers_run,
         hidden_size: config.hidden_size,
         vocab_size: config.vocab_size,
         bytes,
+        tensor_types,
     })
+}
+
+fn safetensors_bytes(dir: &Path) -> Result<u64> {
+    let entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir.display(), &e))?;
+    let mut bytes = 0;
+    for entry in entries.flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "safetensors") {
+            bytes += size(&entry.path())?;
+        }
+    }
+    Ok(bytes)
+}
+
+fn tensor_types(gguf: &Gguf) -> Vec<(&'static str, usize)> {
+    let mut counts = BTreeMap::new();
+    for (_, info) in gguf.tensors() {
+        *counts.entry(info.kind.name()).or_default() += 1;
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| Reverse(*count));
+    counts
 }
 
 fn size(path: &Path) -> Result<u64> {
@@ -152,13 +177,14 @@ impl ArtifactInfo {
 impl BackboneInfo {
     fn to_json(&self) -> Value {
         json!({
-            "dir": self.dir.display().to_string(),
+            "path": self.path.display().to_string(),
             "model_type": self.model_type,
             "layers": self.layers,
             "layers_run": self.layers_run,
             "hidden_size": self.hidden_size,
             "vocab_size": self.vocab_size,
             "bytes": self.bytes,
+            "tensor_types": self.tensor_types.iter().copied().collect::<BTreeMap<_, _>>(),
         })
     }
 }

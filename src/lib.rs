@@ -24,6 +24,7 @@ pub mod ffi;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
+mod gguf;
 mod guard;
 pub mod hub;
 mod inspect;

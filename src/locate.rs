@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::artifact::{self, BaseModel};
+use crate::backbone::CONFIG_FILE;
 use crate::error::{Error, Result, Status};
 use crate::hub::{self, Repo, Source};
 use crate::options::OpenOptions;
@@ -26,13 +27,11 @@ pub(crate) fn model(options: &OpenOptions) -> Result<PathBuf> {
     match options.model.as_deref() {
         None => demo(options.data_dir.as_deref()),
         Some("") => Err(Error::argument("the model is \"\", expected a directory or REPO[@REV]")),
-        Some(name) => {
-            Source::parse(name)?.directory(|repo| hub::fetch_artifact(repo, &options.hub))
-        }
+        Some(name) => Source::parse(name)?.artifact(&options.hub),
     }
 }
 
-/// The backbone's directory: the one that was asked for, else the artifact's own.
+/// The backbone's directory or GGUF file: the one that was asked for, else the artifact's own.
 ///
 /// # Errors
 /// `NotFound`, and the hub's.
@@ -41,19 +40,40 @@ pub(crate) fn backbone(
     model_dir: &Path,
     base_model: &BaseModel,
 ) -> Result<PathBuf> {
-    backbone_source(options, model_dir, base_model)?
-        .directory(|repo| hub::fetch_backbone(repo, &options.hub))
+    weights(&backbone_source(options, model_dir, base_model)?.backbone(&options.hub)?)
 }
 
-/// The backbone's directory if it needs no hub.
+/// The backbone's directory or GGUF file if it needs no hub.
 pub(crate) fn local_backbone(
     options: &OpenOptions,
     model_dir: &Path,
     base_model: &BaseModel,
-) -> Option<PathBuf> {
+) -> Result<Option<PathBuf>> {
     match backbone_source(options, model_dir, base_model) {
-        Ok(Source::Dir(dir)) => Some(dir),
-        _ => None,
+        Ok(Source::Dir(path) | Source::Gguf(path)) => weights(&path).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// The GGUF file of a backbone's directory that holds one and no `config.json`; else `path` itself.
+///
+/// # Errors
+/// `Io`, and `InvalidModel` where there are several.
+pub(crate) fn weights(path: &Path) -> Result<PathBuf> {
+    if !path.is_dir() || path.join(CONFIG_FILE).exists() {
+        return Ok(path.to_owned());
+    }
+    let entries = std::fs::read_dir(path).map_err(|e| Error::io(path.display(), &e))?;
+    let found = entries.flatten().map(|entry| entry.path()).filter(|path| hub::is_gguf(path));
+    match &found.collect::<Vec<_>>()[..] {
+        [] => Ok(path.to_owned()),
+        [only] => Ok(only.clone()),
+        several => Err(Error::model(
+            path.display(),
+            "contents",
+            format!("{} .gguf files", several.len()),
+            "one, or the name of the one that is meant",
+        )),
     }
 }
 

@@ -102,7 +102,8 @@ pub struct OpenOptions {
     /// A directory, or a hub repository `OWNER/NAME[@REVISION]`; a directory wins. `None` is the
     /// demo guard that ships with the project.
     pub model: Option<String>,
-    /// The backbone's directory or repository, instead of the one that the artifact names.
+    /// The backbone, instead of the one that the artifact names: a directory, a repository
+    /// `OWNER/NAME[@REVISION]`, a `.gguf` file, or `OWNER/NAME/FILE.gguf[@REVISION]`.
     pub backbone: Option<String>,
     /// Where the backbone runs.
     pub device: DeviceChoice,

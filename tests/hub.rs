@@ -200,6 +200,29 @@ fn an_existing_directory_wins_over_a_repository() {
     }
 }
 
+#[test]
+fn a_gguf_file_is_named_by_its_path_or_behind_its_repository() {
+    let dir = TempDir::new().unwrap();
+    let file = |name: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, "").unwrap();
+        path.display().to_string()
+    };
+    let path = file("m.gguf");
+    assert_eq!(Source::parse(&path).unwrap(), Source::Gguf(path.into()));
+    let path = file("m.bin");
+    refused(Source::parse(&path), Status::InvalidArgument, &[&path, ".gguf file"]);
+    for (text, repo) in [("a/b/c.gguf", "a/b"), ("a/b/c.gguf@refs/pr/1", "a/b@refs/pr/1")] {
+        let source = Source::parse(text).unwrap();
+        assert_eq!(source, Source::RepoGguf(repo.parse().unwrap(), "c.gguf".into()));
+        assert_eq!(source.to_string(), text);
+    }
+    for text in ["a/b/c/d.gguf", "a/b/c d.gguf", "a/b/.gguf", "a/b/c.gguf@", "a/../c.gguf"] {
+        refused(Source::parse(text), Status::InvalidArgument, &[]);
+    }
+    assert_eq!(Source::parse("a/b.gguf").unwrap(), Source::Repo("a/b.gguf".parse().unwrap()));
+}
+
 // ---- the cache ----
 
 #[test]
@@ -773,6 +796,52 @@ fn pull_makes_one_directory_with_everything() {
     hub::pull(&from, Some(&backbone), &second, &HubOptions::default()).unwrap();
     assert_eq!(files_in(&second), PULLED);
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 2, "nothing is left beside");
+}
+
+#[test]
+fn a_gguf_file_comes_with_the_tokenizer_beside_it() {
+    const BARE: &str = "owner/bare-gguf";
+    let hub = a_hub()
+        .file(BACKBONE, "model-Q4_K.gguf", noise(9_000))
+        .file(BACKBONE, "model-Q8_0.gguf", noise(9_000))
+        .file(BARE, "m.gguf", noise(8_000));
+    let server = serve(hub.clone());
+    let client = Client::of(&server);
+    let path = hub::fetch_gguf(&BACKBONE.parse().unwrap(), "model-Q4_K.gguf", &client.options);
+    let path = path.unwrap();
+    assert_eq!(fs::read(&path).unwrap(), hub.get(BACKBONE, "model-Q4_K.gguf"));
+    let beside = |path: &Path| {
+        let entries = fs::read_dir(path.parent().unwrap()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    };
+    assert_eq!(beside(&path), ["model-Q4_K.gguf", "tokenizer.json", "tokenizer_config.json"]);
+    let bare = BARE.parse().unwrap();
+    let path = hub::fetch_gguf(&bare, "m.gguf", &client.options).unwrap();
+    assert_eq!(beside(&path), ["m.gguf"]);
+    assert_eq!(hub::fetch_gguf(&bare, "m.gguf", &client.offline()).unwrap(), path);
+    let none = hub::fetch_gguf(&bare, "n.gguf", &client.options);
+    refused(none, Status::NotFound, &["n.gguf", BARE]);
+    let other = hub::fetch_gguf(&bare, "../m.gguf", &client.options);
+    refused(other, Status::InvalidArgument, &["../m.gguf"]);
+
+    // Pulled, it lies where a guard looks first, and can be pulled on.
+    let place = TempDir::new().unwrap();
+    let artifact = Source::Repo(ARTIFACT.parse().unwrap());
+    let backbone = Source::parse(&format!("{BARE}/m.gguf")).unwrap();
+    let (first, second) = (place.path().join("first"), place.path().join("second"));
+    hub::pull(&artifact, Some(&backbone), &first, &client.options).unwrap();
+    hub::pull(&Source::Dir(first.clone()), None, &second, &client.offline()).unwrap();
+    for pulled in [first, second] {
+        assert_eq!(files_in(&pulled.join("backbone")), ["m.gguf"]);
+    }
+    refused(
+        hub::pull(&backbone, None, place.path(), &client.options),
+        Status::InvalidArgument,
+        &[],
+    );
 }
 
 #[test]

@@ -42,8 +42,9 @@ pub struct ModelArgs {
     /// [default: the demo guard that ships with siren]
     #[arg(short, long, value_name = "DIR|REPO[@REV]")]
     pub model: Option<String>,
-    /// Backbone, instead of the one that the artifact names
-    #[arg(short, long, value_name = "DIR|REPO[@REV]")]
+    /// Backbone, instead of the one that the artifact names: a directory, a hub repository, or a GGUF
+    /// file on this machine or in a repository (OWNER/NAME/FILE.gguf[@REVISION])
+    #[arg(short, long, value_name = "DIR|FILE.gguf|REPO[/FILE.gguf][@REV]")]
     pub backbone: Option<String>,
     /// Where it runs: cpu, cuda, cuda:N or auto
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device)]
@@ -221,7 +222,7 @@ pub struct InspectArgs {
     #[arg(value_name = "DIR|REPO[@REV]")]
     pub model: Option<String>,
     /// Backbone, instead of the one that the artifact names
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR|FILE.gguf")]
     pub backbone: Option<String>,
     /// Cache of hub repositories
     #[arg(long, value_name = "DIR")]
@@ -243,7 +244,7 @@ pub struct PullArgs {
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
     /// Backbone, instead of the one that the artifact names
-    #[arg(short, long, value_name = "REPO[@REV]|DIR")]
+    #[arg(short, long, value_name = "REPO[/FILE.gguf][@REV]|DIR|FILE.gguf")]
     pub backbone: Option<String>,
     /// Cache of hub repositories
     #[arg(long, value_name = "DIR")]

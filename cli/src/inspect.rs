@@ -56,9 +56,13 @@ fn print(out: &mut impl Write, info: &ArtifactInfo) -> std::io::Result<()> {
                     backbone.model_type
                 ),
             )?;
-            row("", backbone.dir.display().to_string())?;
+            row("", backbone.path.display().to_string())?;
+            if !backbone.tensor_types.is_empty() {
+                let types = backbone.tensor_types.iter().map(|(name, n)| format!("{n} {name}"));
+                row("", format!("tensors: {}", types.collect::<Vec<_>>().join(", ")))?;
+            }
         }
-        None => row("backbone", "not in a directory of this machine".into())?,
+        None => row("backbone", "not in a directory or file of this machine".into())?,
     }
     row("neurons", format!("{neurons} in {} layers", info.layers.len()))?;
     let most = info.layers.iter().map(|layer| layer.neurons).max().unwrap_or(1).max(1);

@@ -471,7 +471,7 @@ fn a_model_that_cannot_be_opened_is_one_line_on_stderr_and_exit_1() {
     });
     let panicking = panicking.path().display().to_string();
     for (model, words) in [
-        ("/no/such/directory", "/no/such/directory: no such directory (not_found)"),
+        ("/no/such/directory", "/no/such/directory: no such directory or file (not_found)"),
         (broken.as_str(), "siren_config.json: task: found 7, expected a string (invalid_model)"),
         (&panicking, "expected one of the template's special_tokens (invalid_model)"),
         ("not a repository", "(invalid_argument)"),
@@ -625,6 +625,27 @@ fn inspect_shows_what_the_artifact_holds() {
         assert!(ran.stdout.contains(words), "{words:?} in {}", ran.stdout);
     }
     assert_eq!(run(&["inspect"], "").expect(0).lines().len(), ran.lines().len(), "the demo guard");
+}
+
+#[test]
+fn a_gguf_file_is_a_backbone() {
+    let model = repository().join("tests/parity/gguf/qwen3-mixed").display().to_string();
+    let backbone = format!("{model}/backbone.gguf");
+    let args = ["--model", &model, "--backbone", &backbone];
+    let score = |more: &[&str]| run(&[&["score"], &args[..], more].concat(), "");
+    assert!(score(&["some text"]).expect(0).stdout.contains("some text"));
+    let refused = score(&["--dtype", "bf16", "some text"]).expect(1);
+    assert!(refused.stderr.contains("use dtype f32 (auto on a CPU)"), "{}", refused.stderr);
+
+    let ran = run(&["inspect", &model, "--backbone", &backbone], "").expect(0);
+    for words in [&backbone[..], "3 of 3 blocks run", "(qwen3)", "5 Q4_0", "F16", "Q5_1"] {
+        assert!(ran.stdout.contains(words), "{words:?} in {}", ran.stdout);
+    }
+    let ran = run(&["inspect", &model, "--backbone", &backbone, "--json"], "").expect(0);
+    let info = ran.objects().remove(0);
+    assert_eq!(info["backbone"]["path"], json!(backbone));
+    assert_eq!(info["backbone"]["bytes"], std::fs::metadata(&backbone).unwrap().len());
+    assert_eq!(info["backbone"]["tensor_types"]["Q8_0"], json!(5));
 }
 
 #[test]

@@ -8,11 +8,11 @@ use std::path::Path;
 use crate::error::Result;
 use crate::json::{Document, Node};
 
-const MAX_LAYERS: usize = 1024;
-const MAX_HEADS: usize = 1024;
-const MAX_HEAD_DIM: usize = 1024;
-const MAX_WIDTH: usize = 1 << 18;
-const MAX_VOCABULARY: usize = 1 << 22;
+pub(super) const MAX_LAYERS: usize = 1024;
+pub(super) const MAX_HEADS: usize = 1024;
+pub(super) const MAX_HEAD_DIM: usize = 1024;
+pub(super) const MAX_WIDTH: usize = 1 << 18;
+pub(super) const MAX_VOCABULARY: usize = 1 << 22;
 
 /// The families that one decoder serves (`model_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl Family {
 }
 
 /// How rotary frequencies are scaled (`rope_scaling` or `rope_parameters`).
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum RopeScaling {
     None,
     /// `llama3`: low frequencies are divided by `factor`, with a ramp between the two bounds.
@@ -44,6 +44,8 @@ pub(crate) enum RopeScaling {
         high_freq_factor: f64,
         original_length: usize,
     },
+    /// Each is divided by a factor of its own, `[head_dim / 2]`: how GGUF files say `llama3`.
+    Factors(Vec<f32>),
 }
 
 /// The shape of a decoder, each field named as in `config.json`.
@@ -71,6 +73,35 @@ impl Config {
     /// `InvalidModel` naming the field, what was found and what is accepted.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         Self::parse(&Document::read(path)?)
+    }
+
+    /// The names of all tensors that a model of this shape has, its language-model head aside.
+    pub(crate) fn tensor_names(&self) -> Vec<String> {
+        let mut names = vec!["model.embed_tokens.weight".into(), "model.norm.weight".into()];
+        let attention = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|n| format!("self_attn.{n}"));
+        let mlp = ["gate_proj", "up_proj", "down_proj"].map(|n| format!("mlp.{n}"));
+        for layer in 0..self.num_hidden_layers {
+            let mut add = |name: &str, kind: &str| {
+                names.push(format!("model.layers.{layer}.{name}.{kind}"));
+            };
+            add("input_layernorm", "weight");
+            add("post_attention_layernorm", "weight");
+            if self.family == Family::Qwen3 {
+                add("self_attn.q_norm", "weight");
+                add("self_attn.k_norm", "weight");
+            }
+            for (linears, bias) in
+                [(&attention[..], self.attention_bias), (&mlp[..], self.mlp_bias)]
+            {
+                for name in linears {
+                    add(name, "weight");
+                    if bias {
+                        add(name, "bias");
+                    }
+                }
+            }
+        }
+        names
     }
 
     fn parse(document: &Document) -> Result<Self> {

@@ -9,7 +9,7 @@ use super::config::{Config, Family};
 use super::embedding::Embedding;
 use super::pass::{Pass, Segment};
 use super::rope::Rope;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Values};
 use crate::error::{Error, Result, Status};
 use crate::kernels::{
     self, HeadNorms, Heads, KvShape, Linear, LinearLoader, Meter, Precision, Span,
@@ -279,6 +279,19 @@ impl Loader<'_> {
             let part = vb.pp(name);
             let weight =
                 self.checkpoint.tensor(&full_name(&part, "weight"), &[*outputs, inputs])?;
+            if let Values::Blocks(of, _) = &weight.values
+                && (self.precision == Precision::Bf16 || !vb.device().is_cpu())
+            {
+                return Err(Error::new(
+                    Status::Unsupported,
+                    format!(
+                        "{}: tensor {:?} is quantised ({}): use dtype f32 (auto on a CPU) or int8, on a CPU",
+                        weight.file,
+                        weight.name,
+                        of.name()
+                    ),
+                ));
+            }
             loader.add(weight.values, *outputs);
             if bias {
                 let bias = self.checkpoint.tensor(&full_name(&part, "bias"), &[*outputs])?;

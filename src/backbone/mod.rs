@@ -6,10 +6,14 @@
 mod config;
 mod decoder;
 mod embedding;
+mod files;
+mod gguf;
 mod pass;
 mod rope;
 
+#[cfg(fuzzing)]
 pub(crate) use config::Config;
 pub use config::Family;
 pub(crate) use decoder::{Decoder, Observed, Site};
+pub(crate) use files::{CONFIG_FILE, Files};
 pub(crate) use pass::{Pass, Segment};

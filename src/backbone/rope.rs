@@ -18,7 +18,10 @@ impl Rope {
             .map(|i| {
                 let exponent = (2 * i) as f32 / dim as f32;
                 let plain = 1.0 / (config.rope_theta as f32).powf(exponent);
-                scaled(plain, config.rope_scaling)
+                match &config.rope_scaling {
+                    RopeScaling::Factors(factors) => plain / factors[i],
+                    scaling => scaled(plain, scaling),
+                }
             })
             .collect();
         Self { inverse_frequencies }
@@ -34,9 +37,9 @@ impl Rope {
 }
 
 /// `llama3` scaling (transformers, `_compute_llama3_parameters`).
-fn scaled(frequency: f32, scaling: RopeScaling) -> f32 {
+fn scaled(frequency: f32, scaling: &RopeScaling) -> f32 {
     let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_length } =
-        scaling
+        *scaling
     else {
         return frequency;
     };

@@ -45,7 +45,8 @@ pub struct siren_open_options {
     /// A directory, or a hub repository `OWNER/NAME[@REVISION]`; a directory wins. Absent: the
     /// demo guard that ships with the library.
     pub model: siren_text,
-    /// The backbone's directory or repository. Absent: what the artifact names.
+    /// The backbone's directory, repository or GGUF file (also one in a repository, as
+    /// OWNER/NAME/FILE.gguf[@REVISION]). Absent: what the artifact names.
     pub backbone: siren_text,
     /// `auto` (absent), `cpu`, `cuda` or `cuda:N`.
     pub device: siren_text,

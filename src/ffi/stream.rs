@@ -113,7 +113,8 @@ pub struct siren_push_result {
     /// Where the crossing token ends in the pushed bytes.
     pub crossing_byte: u64,
     /// Pushed bytes, whole characters, that may be shown: up to the last token at or before which
-    /// no running score reached the threshold. Never shrinks.
+    /// no running score reached the threshold. Never shrinks, also where a later push makes other
+    /// tokens of the last word and one of these crosses: `crossing_byte` may then be less.
     pub cleared_bytes: u64,
     /// Windows that the text was read in. 0, and so the next three, when the options asked for none.
     pub windows: u64,

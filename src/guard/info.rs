@@ -11,8 +11,8 @@ use crate::inspect::LayerInfo;
 pub struct Info {
     /// Where the artifact was read.
     pub model_dir: PathBuf,
-    /// Where the backbone was read.
-    pub backbone_dir: PathBuf,
+    /// Where the backbone was read: a directory or a GGUF file.
+    pub backbone_path: PathBuf,
     /// The backbone that the artifact names.
     pub base_model: BaseModel,
     /// The backbone's family.
@@ -54,7 +54,7 @@ impl Info {
         let layers: Vec<_> = self.layers.iter().map(LayerInfo::to_json).collect();
         serde_json::json!({
             "model_dir": self.model_dir.display().to_string(),
-            "backbone_dir": self.backbone_dir.display().to_string(),
+            "backbone_path": self.backbone_path.display().to_string(),
             "base_model": self.base_model.model_id,
             "revision": self.base_model.revision,
             "family": self.family.model_type(),

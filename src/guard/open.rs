@@ -8,8 +8,7 @@ use candle_core::Device;
 use super::core::Core;
 use super::{Guard, Info};
 use crate::artifact::{self, Content, Pooling};
-use crate::backbone::{Config, Decoder, Observed, Site};
-use crate::checkpoint::Checkpoint;
+use crate::backbone::{Decoder, Files, Observed, Site};
 use crate::engine::Engine;
 use crate::error::{Error, Result, Status};
 use crate::inspect::LayerInfo;
@@ -87,14 +86,18 @@ impl Guard {
     ) -> Result<(Engine, Tokenizer, Info)> {
         let model_dir = crate::locate::model(options)?;
         let content = artifact::open(&model_dir, options.map)?;
-        let backbone_dir = crate::locate::backbone(options, &model_dir, &content.base_model)?;
-        log::debug!("artifact {}, backbone {}", model_dir.display(), backbone_dir.display());
-        let config = Config::read(&backbone_dir.join("config.json"))?;
+        let backbone_path = crate::locate::backbone(options, &model_dir, &content.base_model)?;
+        log::debug!("artifact {}, backbone {}", model_dir.display(), backbone_path.display());
+        let files = Files::open(&backbone_path, options.map)?;
+        let config = files.config()?;
         content.check_backbone(config.num_hidden_layers, config.hidden_size)?;
-        let tokenizer = Tokenizer::open(&backbone_dir, config.vocab_size)?;
+        let tokenizer = match &files {
+            Files::Dir(dir) => Tokenizer::open(dir, config.vocab_size)?,
+            Files::Gguf(gguf) => Tokenizer::beside(&backbone_path, gguf, config.vocab_size)?,
+        };
         let max_length = max_length(options, &content, &tokenizer)?;
 
-        let checkpoint = Arc::new(Checkpoint::open_dir(&backbone_dir, options.map)?);
+        let checkpoint = Arc::new(files.checkpoint(&config, options.map)?);
         let selection = Selection::new(content.layers.clone());
         let site = match content.pooling {
             Pooling::ResidualMean => Site::Residual,
@@ -115,7 +118,7 @@ impl Guard {
         let token_bytes = decoder.kv_shape().token_bytes() + selection.token_bytes();
         let info = Info {
             model_dir,
-            backbone_dir,
+            backbone_path,
             base_model: content.base_model,
             family: decoder.config().family,
             pooling: content.pooling,

@@ -8,6 +8,7 @@ use crate::artifact::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::checkpoint::{INDEX_FILE, SINGLE_FILE};
 use crate::error::{Error, Result, Status};
 use crate::json::Document;
+use crate::text::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
 
 /// More would be an attack: each is a request.
 const MOST_SHARDS: usize = 10_000;
@@ -27,7 +28,7 @@ pub(super) trait Files {
 }
 
 /// Lists, and has fetched, all files of one kind of model.
-pub(super) type List = fn(&mut dyn Files) -> Result<Vec<PathBuf>>;
+pub(super) type List<'a> = dyn Fn(&mut dyn Files) -> Result<Vec<PathBuf>> + 'a;
 
 /// The files of an artifact.
 pub(super) fn artifact(place: &mut dyn Files) -> Result<Vec<PathBuf>> {
@@ -36,8 +37,8 @@ pub(super) fn artifact(place: &mut dyn Files) -> Result<Vec<PathBuf>> {
 
 /// The files of a backbone.
 pub(super) fn backbone(place: &mut dyn Files) -> Result<Vec<PathBuf>> {
-    let mut files = vec![place.need("config.json")?, place.need("tokenizer.json")?];
-    for optional in ["tokenizer_config.json", "chat_template.jinja"] {
+    let mut files = vec![place.need("config.json")?, place.need(TOKENIZER_FILE)?];
+    for optional in [TOKENIZER_CONFIG_FILE, "chat_template.jinja"] {
         files.extend(place.find(optional)?);
     }
     match place.find(SINGLE_FILE)? {
@@ -54,11 +55,23 @@ pub(super) fn backbone(place: &mut dyn Files) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The directory that holds all `files`.
-#[cfg(feature = "hub")]
-pub(super) fn directory(files: &[PathBuf]) -> Result<PathBuf> {
-    let parent = files.first().and_then(|file| file.parent());
-    parent.map(Path::to_path_buf).ok_or_else(|| Error::internal("a model without files"))
+/// The files of a backbone whose weights are the GGUF file `name`, which comes first.
+pub(super) fn gguf(place: &mut dyn Files, name: &str) -> Result<Vec<PathBuf>> {
+    let mut files = vec![place.need(name)?];
+    for optional in [TOKENIZER_FILE, TOKENIZER_CONFIG_FILE] {
+        files.extend(place.find(optional)?);
+    }
+    Ok(files)
+}
+
+/// Refuses what is no plain name of a GGUF file.
+pub(super) fn check_gguf_name(name: &str) -> Result<()> {
+    if is_plain(name, ".gguf") {
+        return Ok(());
+    }
+    Err(Error::argument(format!(
+        "{name:?}: expected a file name of letters, digits, '.', '_' and '-' that ends in .gguf"
+    )))
 }
 
 /// The names of the shards that an index lists, each once.
@@ -68,7 +81,7 @@ fn shards(index: &Path) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for (_, node) in map.members()? {
         let name = node.string()?;
-        if !is_plain(name) {
+        if !is_plain(name, ".safetensors") {
             return Err(node.unexpected("a plain file name inside the directory, .safetensors"));
         }
         names.insert(name.to_owned());
@@ -80,10 +93,10 @@ fn shards(index: &Path) -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-/// A file name that stays in its directory and is weights.
-fn is_plain(name: &str) -> bool {
+/// A file name that stays in its directory, with this end.
+fn is_plain(name: &str, end: &str) -> bool {
     name.len() <= 200
-        && name.ends_with(".safetensors")
+        && name.ends_with(end)
         && !name.starts_with('.')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }

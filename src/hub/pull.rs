@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::files::{self, Dir};
-use super::{HubOptions, Source, fetch_artifact, fetch_backbone};
+use super::{HubOptions, Source, is_gguf};
 use crate::artifact::{self, CONFIG_FILE, WEIGHTS_FILE};
 use crate::error::{Error, Result, Status};
 use crate::locate::{self, BACKBONE_DIR};
@@ -27,7 +27,8 @@ const MARKER: &str = ".siren-pull.json";
 ///
 /// # Errors
 ///
-/// Those of [`fetch_artifact`] and [`fetch_backbone`]; [`Status::InvalidArgument`] when `to` holds
+/// Those of [`fetch_artifact`](super::fetch_artifact),
+/// [`fetch_backbone`](super::fetch_backbone) and [`fetch_gguf`](super::fetch_gguf); [`Status::InvalidArgument`] when `to` holds
 /// anything else; [`Status::InvalidModel`] when the artifact names no backbone.
 pub fn pull(
     model: &Source,
@@ -36,14 +37,19 @@ pub fn pull(
     options: &HubOptions,
 ) -> Result<PathBuf> {
     check_target(to)?;
-    let artifact_dir = model.directory(|repo| fetch_artifact(repo, options))?;
+    let artifact_dir = model.artifact(options)?;
     let artifact_files = files::artifact(&mut Dir(&artifact_dir))?;
     let backbone = match backbone {
         Some(backbone) => backbone.clone(),
         None => locate::own_backbone(&artifact_dir, &artifact::base_model(&artifact_dir)?)?,
     };
-    let backbone_dir = backbone.directory(|repo| fetch_backbone(repo, options))?;
-    let backbone_files = files::backbone(&mut Dir(&backbone_dir))?;
+    let backbone_path = locate::weights(&backbone.backbone(options)?)?;
+    let backbone_files = match (backbone_path.parent(), backbone_path.file_name()) {
+        (Some(dir), Some(name)) if is_gguf(&backbone_path) => {
+            files::gguf(&mut Dir(dir), &name.to_string_lossy())?
+        }
+        _ => files::backbone(&mut Dir(&backbone_path))?,
+    };
 
     let staged = Staged::beside(to)?;
     copy_all(&artifact_files, &staged.0)?;

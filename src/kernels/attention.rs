@@ -1,6 +1,8 @@
 //! Causal attention over packed texts on the CPU: an online softmax over blocks of keys, so that
 //! no `[heads, n, n]` scores exist, and blocks that no query may see are never computed.
 
+#![allow(unsafe_code)] // Tasks write disjoint columns of the result, which slices cannot express.
+
 use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
@@ -39,23 +41,29 @@ impl CustomOp1 for Attention<'_> {
         let per_task = (tokens * key_value).div_ceil(4 * rayon::current_num_threads());
         let per_task = per_task.clamp(TILE, MAX_ROWS_PER_TASK);
         let mut strips = Vec::new();
+        let mut covered = 0;
         for span in self.spans {
             let Kv::Pages(pages) = span.kv else {
                 candle_core::bail!("keys of another device for attention on the CPU")
             };
+            // The tasks' safety rests on this: rows of one span each, inside the result.
+            if span.rows.start < covered || span.rows.end > tokens {
+                candle_core::bail!("spans that overlap, or reach over {tokens} tokens")
+            }
+            covered = span.rows.end;
+            if pages.room() < span.position + span.rows.len() {
+                candle_core::bail!("pages for {} tokens, fewer than are attended", pages.room())
+            }
             for start in span.rows.clone().step_by(per_task) {
                 let rows = start..span.rows.end.min(start + per_task);
                 strips.push((pages, span.layer, rows, span.position + start - span.rows.start));
             }
         }
-        // By strip and key head, so that each task writes a slice of its own.
-        let mut by_head = vec![0f32; tokens * width];
+        let mut out = vec![0f32; tokens * width];
+        let start = Output(out.as_mut_ptr());
         let mut tasks = Vec::new();
-        let mut rest = by_head.as_mut_slice();
         for (pages, layer, rows, position) in &strips {
             for head in 0..key_value {
-                let (out, others) = rest.split_at_mut(rows.len() * width / key_value);
-                rest = others;
                 tasks.push(Task {
                     qkv: &qkv[rows.start * self.heads.qkv()..rows.end * self.heads.qkv()],
                     pages,
@@ -63,7 +71,8 @@ impl CustomOp1 for Attention<'_> {
                     head,
                     positions: *position..position + rows.len(),
                     heads: self.heads,
-                    out,
+                    // SAFETY: the first element of the rows, which are inside `out`.
+                    out: Output(unsafe { start.0.add(rows.start * width) }),
                 });
             }
         }
@@ -71,22 +80,16 @@ impl CustomOp1 for Attention<'_> {
         tasks.sort_by_key(|task| std::cmp::Reverse(task.positions.end));
         let arch = Arch::new();
         tasks.into_par_iter().for_each(|task| arch.dispatch(task));
-
-        let mut out = vec![0f32; tokens * width];
-        let mut from = by_head.as_slice();
-        for (_, _, rows, _) in strips {
-            let (strip, others) = from.split_at(rows.len() * width);
-            from = others;
-            let group = width / key_value;
-            for (head, part) in strip.chunks_exact(rows.len() * group).enumerate() {
-                for (row, part) in rows.clone().zip(part.chunks_exact(group)) {
-                    out[row * width + head * group..][..group].copy_from_slice(part);
-                }
-            }
-        }
         Ok((CpuStorage::F32(out), Shape::from((tokens, width))))
     }
 }
+
+/// The result's rows, of which each task writes its own columns.
+#[derive(Clone, Copy)]
+struct Output(*mut f32);
+
+// SAFETY: the spans' rows are disjoint, as was checked, and so are the columns of a row's heads.
+unsafe impl Send for Output {}
 
 /// The attention of some query rows of one text, for one key head.
 struct Task<'a> {
@@ -98,27 +101,32 @@ struct Task<'a> {
     /// Where in their text the rows stand.
     positions: Range<usize>,
     heads: Heads,
-    /// `[rows, group * dim]`
-    out: &'a mut [f32],
+    /// Of the first of the rows, `[query * dim]`, the first element.
+    out: Output,
 }
 
 /// What a task works with for one key head: the queries of every row that share it, row by row.
 struct Scratch {
     group: usize,
     dim: usize,
-    /// `dim` rounded up to whole strips.
-    padded: usize,
     /// `[rows * group, dim]`, scaled.
     queries: Vec<f32>,
-    /// `[dim, KEYS]`
-    keys: Vec<f32>,
-    /// `[KEYS, padded]`
-    values: Vec<f32>,
-    /// `[rows * group, padded]`: the sum of values so far, for the maximum so far.
+    /// `[rows * group, dim]`: the sum of values so far, for the maximum so far.
     sums: Vec<f32>,
     /// `[rows * group]`: largest score, and the sum of exponentials below it.
     maxima: Vec<f32>,
     totals: Vec<f32>,
+}
+
+/// Consecutive keys and values of one head, where they lie.
+struct Block<'p> {
+    /// The first key's place in its text.
+    start: usize,
+    /// How many there are, at most [`KEYS`].
+    count: usize,
+    /// Of each page, keys `[dim, PAGE_TOKENS]` and values `[PAGE_TOKENS, dim]`.
+    keys: [&'p [f32]; KEYS / PAGE_TOKENS],
+    values: [&'p [f32]; KEYS / PAGE_TOKENS],
 }
 
 impl WithSimd for Task<'_> {
@@ -128,38 +136,50 @@ impl WithSimd for Task<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Heads { query, key_value, dim } = self.heads;
         let group = query / key_value;
-        let padded = dim.next_multiple_of(2 * S::F32_LANES);
         let queries = self.positions.len() * group;
         let mut scratch = Scratch {
             group,
             dim,
-            padded,
             queries: vec![0.0; queries * dim],
-            keys: vec![0.0; dim * KEYS],
-            values: vec![0.0; KEYS * padded],
-            sums: vec![0.0; queries * padded],
+            sums: vec![0.0; queries * dim],
             maxima: vec![f32::NEG_INFINITY; queries],
             totals: vec![0.0; queries],
         };
         self.load_queries(&mut scratch);
         let mut pages = self.pages.head(self.layer, self.head);
         for start in (0..self.positions.end).step_by(KEYS) {
-            let count = KEYS.min(self.positions.end - start);
-            load_block(&mut scratch, &mut pages, count);
+            let mut block = Block {
+                start,
+                count: KEYS.min(self.positions.end - start),
+                keys: [&[]; KEYS / PAGE_TOKENS],
+                values: [&[]; KEYS / PAGE_TOKENS],
+            };
+            for i in 0..KEYS / PAGE_TOKENS {
+                // Past the last page another stands in: its scores are masked.
+                let page = if i * PAGE_TOKENS < block.count { pages.next() } else { None };
+                let page = page.unwrap_or((block.keys[0], block.values[0]));
+                (block.keys[i], block.values[i]) = page;
+            }
             let first = self.positions.start.max(start) - self.positions.start;
             let mut at = first * group;
             while at + TILE <= queries {
-                attend_block::<S, TILE>(simd, &mut scratch, at, self.positions.start, start);
+                attend_block::<S, TILE>(simd, &mut scratch, at, self.positions.start, &block);
                 at += TILE;
             }
             while at < queries {
-                attend_block::<S, 1>(simd, &mut scratch, at, self.positions.start, start);
+                attend_block::<S, 1>(simd, &mut scratch, at, self.positions.start, &block);
                 at += 1;
             }
         }
-        for (at, out) in self.out.chunks_exact_mut(dim).enumerate() {
-            let total = scratch.totals[at];
-            for (out, sum) in out.iter_mut().zip(&scratch.sums[at * padded..][..dim]) {
+        let sums = scratch.sums.chunks_exact(dim).zip(&scratch.totals);
+        for (at, (sums, total)) in sums.enumerate() {
+            let (row, member) = (at / group, at % group);
+            let column = (self.head * group + member) * dim;
+            // SAFETY: `dim` columns of one of this task's rows, which nobody else has.
+            let out = unsafe {
+                std::slice::from_raw_parts_mut(self.out.0.add(row * query * dim + column), dim)
+            };
+            for (out, sum) in out.iter_mut().zip(sums) {
                 *out = sum / total;
             }
         }
@@ -181,59 +201,31 @@ impl Task<'_> {
     }
 }
 
-/// Takes the next block's pages. Past `count` its keys and values are zero, whatever a page holds
-/// there from before.
-#[inline(always)]
-fn load_block<'p>(
-    scratch: &mut Scratch,
-    pages: &mut impl Iterator<Item = (&'p [f32], &'p [f32])>,
-    count: usize,
-) {
-    let Scratch { dim, padded, .. } = *scratch;
-    for first in (0..KEYS).step_by(PAGE_TOKENS) {
-        let present = count.saturating_sub(first).min(PAGE_TOKENS);
-        let page = if present > 0 { pages.next() } else { None };
-        if let Some((keys, values)) = page {
-            let lines = scratch.keys.chunks_exact_mut(KEYS);
-            for (line, key) in lines.zip(keys.chunks_exact(PAGE_TOKENS)) {
-                line[first..first + PAGE_TOKENS].copy_from_slice(key);
-            }
-            let rows = scratch.values[first * padded..].chunks_exact_mut(padded);
-            for (row, value) in rows.zip(values.chunks_exact(dim)) {
-                row[..dim].copy_from_slice(value);
-            }
-        }
-        if present < PAGE_TOKENS {
-            for line in scratch.keys.chunks_exact_mut(KEYS) {
-                line[first + present..first + PAGE_TOKENS].fill(0.0);
-            }
-            scratch.values[(first + present) * padded..(first + PAGE_TOKENS) * padded].fill(0.0);
-        }
-    }
-}
-
-/// Adds one block of keys, the first of which is `start`, to `ROWS` queries from index `at`.
+/// Adds one block of keys to `ROWS` queries from index `at`.
 #[inline(always)]
 fn attend_block<S: Simd, const ROWS: usize>(
     simd: S,
     scratch: &mut Scratch,
     at: usize,
     first_row: usize,
-    start: usize,
+    block: &Block<'_>,
 ) {
-    let Scratch { group, dim, padded, .. } = *scratch;
+    let Scratch { group, dim, .. } = *scratch;
     let mut scores = [[0f32; KEYS]; ROWS];
     let queries: [&[f32]; ROWS] =
         std::array::from_fn(|r| &scratch.queries[(at + r) * dim..][..dim]);
-    for strip in (0..KEYS).step_by(2 * S::F32_LANES) {
-        let product = multiply(simd, queries, &scratch.keys, KEYS, strip);
+    for keys in (0..KEYS).step_by(2 * S::F32_LANES) {
+        if keys >= block.count {
+            break;
+        }
+        let product = query_keys(simd, queries, block, keys);
         for (row, [low, high]) in scores.iter_mut().zip(product) {
-            store(simd, &mut row[strip..], low, high);
+            store(simd, &mut row[keys..], low, high);
         }
     }
     for (r, row) in scores.iter_mut().enumerate() {
         let position = first_row + (at + r) / group;
-        let seen = (position + 1).saturating_sub(start).min(KEYS);
+        let seen = (position + 1).saturating_sub(block.start).min(KEYS);
         row[seen..].fill(f32::NEG_INFINITY);
         let maximum = max(row).max(scratch.maxima[at + r]);
         let shrink = math::exp(scratch.maxima[at + r] - maximum);
@@ -242,15 +234,15 @@ fn attend_block<S: Simd, const ROWS: usize>(
         }
         scratch.maxima[at + r] = maximum;
         scratch.totals[at + r] = scratch.totals[at + r] * shrink + sum(row);
-        for value in &mut scratch.sums[(at + r) * padded..][..padded] {
+        for value in &mut scratch.sums[(at + r) * dim..][..dim] {
             *value *= shrink;
         }
     }
-    let weights: [&[f32]; ROWS] = std::array::from_fn(|r| scores[r].as_slice());
-    for strip in (0..padded).step_by(2 * S::F32_LANES) {
-        let product = multiply(simd, weights, &scratch.values, padded, strip);
+    for strip in (0..dim).step_by(2 * S::F32_LANES) {
+        let product = weigh_values(simd, &scores, block, dim, strip);
+        let width = (dim - strip).min(2 * S::F32_LANES);
         for (r, [low, high]) in product.into_iter().enumerate() {
-            let target = &mut scratch.sums[(at + r) * padded + strip..];
+            let target = &mut scratch.sums[(at + r) * dim + strip..][..width];
             let (old_low, old_high) = load(simd, target);
             let (low, high) = (simd.add_f32s(old_low, low), simd.add_f32s(old_high, high));
             store(simd, target, low, high);
@@ -258,22 +250,29 @@ fn attend_block<S: Simd, const ROWS: usize>(
     }
 }
 
-/// `ROWS` rows times the columns `strip..strip + 2 lanes` of a matrix of `width` columns.
+/// `ROWS` queries times the keys `first..first + 2 lanes` of a block.
 #[inline(always)]
-fn multiply<S: Simd, const ROWS: usize>(
+fn query_keys<S: Simd, const ROWS: usize>(
     simd: S,
-    rows: [&[f32]; ROWS],
-    matrix: &[f32],
-    width: usize,
-    strip: usize,
+    queries: [&[f32]; ROWS],
+    block: &Block<'_>,
+    first: usize,
 ) -> [[S::f32s; 2]; ROWS] {
+    const { assert!(PAGE_TOKENS.is_multiple_of(S::F32_LANES)) };
+    // Each vector of keys lies in one page.
+    let [low, high] = [first, first + S::F32_LANES].map(|key| {
+        let lines = block.keys[key / PAGE_TOKENS].as_chunks::<PAGE_TOKENS>().0;
+        (lines, key % PAGE_TOKENS)
+    });
+    let dim = queries[0].len();
+    let queries = queries.map(|row| &row[..dim]);
+    let (low_lines, high_lines) = (&low.0[..dim], &high.0[..dim]);
     let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
-    let length = rows[0].len();
-    let rows = rows.map(|row| &row[..length]);
-    for (k, line) in matrix.chunks_exact(width).take(length).enumerate() {
-        let (low, high) = load(simd, &line[strip..]);
-        for (sums, row) in sums.iter_mut().zip(rows) {
-            let x = simd.splat_f32s(row[k]);
+    for d in 0..dim {
+        let low = S::as_simd_f32s(&low_lines[d][low.1..]).0[0];
+        let high = S::as_simd_f32s(&high_lines[d][high.1..]).0[0];
+        for (sums, row) in sums.iter_mut().zip(queries) {
+            let x = simd.splat_f32s(row[d]);
             sums[0] = simd.mul_add_e_f32s(x, low, sums[0]);
             sums[1] = simd.mul_add_e_f32s(x, high, sums[1]);
         }
@@ -281,17 +280,55 @@ fn multiply<S: Simd, const ROWS: usize>(
     sums
 }
 
+/// `ROWS` rows of weights times the columns `strip..strip + 2 lanes` of a block's values.
 #[inline(always)]
-fn load<S: Simd>(_: S, slice: &[f32]) -> (S::f32s, S::f32s) {
-    let (vectors, _) = S::as_simd_f32s(&slice[..2 * S::F32_LANES]);
-    (vectors[0], vectors[1])
+fn weigh_values<S: Simd, const ROWS: usize>(
+    simd: S,
+    weights: &[[f32; KEYS]; ROWS],
+    block: &Block<'_>,
+    dim: usize,
+    strip: usize,
+) -> [[S::f32s; 2]; ROWS] {
+    let mut sums = [[simd.splat_f32s(0.0); 2]; ROWS];
+    let width = (dim - strip).min(2 * S::F32_LANES);
+    for (page, values) in block.values.iter().enumerate() {
+        let first = page * PAGE_TOKENS;
+        // What a page holds past the last key is from before.
+        let count = block.count.saturating_sub(first).min(PAGE_TOKENS);
+        for (value, key) in values.chunks_exact(dim).zip(first..first + count) {
+            let (low, high) = load(simd, &value[strip..][..width]);
+            for (sums, row) in sums.iter_mut().zip(weights) {
+                let x = simd.splat_f32s(row[key]);
+                sums[0] = simd.mul_add_e_f32s(x, low, sums[0]);
+                sums[1] = simd.mul_add_e_f32s(x, high, sums[1]);
+            }
+        }
+    }
+    sums
+}
+
+/// Up to two vectors; zeros past the end.
+#[inline(always)]
+fn load<S: Simd>(simd: S, slice: &[f32]) -> (S::f32s, S::f32s) {
+    if slice.len() == 2 * S::F32_LANES {
+        let (vectors, _) = S::as_simd_f32s(slice);
+        (vectors[0], vectors[1])
+    } else {
+        let (low, high) = slice.split_at(slice.len().min(S::F32_LANES));
+        (simd.partial_load_f32s(low), simd.partial_load_f32s(high))
+    }
 }
 
 #[inline(always)]
-fn store<S: Simd>(_: S, slice: &mut [f32], low: S::f32s, high: S::f32s) {
-    let (vectors, _) = S::as_mut_simd_f32s(&mut slice[..2 * S::F32_LANES]);
-    vectors[0] = low;
-    vectors[1] = high;
+fn store<S: Simd>(simd: S, slice: &mut [f32], low: S::f32s, high: S::f32s) {
+    if slice.len() >= 2 * S::F32_LANES {
+        let (vectors, _) = S::as_mut_simd_f32s(slice);
+        (vectors[0], vectors[1]) = (low, high);
+    } else {
+        let (first, second) = slice.split_at_mut(slice.len().min(S::F32_LANES));
+        simd.partial_store_f32s(first, low);
+        simd.partial_store_f32s(second, high);
+    }
 }
 
 #[inline(always)]

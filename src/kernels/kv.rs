@@ -158,6 +158,11 @@ impl Pages {
         self.shape.layers * self.shape.width() * PAGE_TOKENS
     }
 
+    /// Tokens that there are pages for.
+    pub(super) fn room(&self) -> usize {
+        self.pages.len() * PAGE_TOKENS
+    }
+
     fn reserve(&mut self, written: usize, tokens: usize) -> Result<()> {
         let length = self.page_length();
         let charge = || self.meter.charge(length * size_of::<f32>());
@@ -168,7 +173,7 @@ impl Pages {
                 *page = Arc::new(Page { data, _charge: charge() });
             }
         }
-        while self.pages.len() * PAGE_TOKENS < tokens {
+        while self.room() < tokens {
             self.pages.push(Arc::new(Page { data: zeros(length)?, _charge: charge() }));
         }
         Ok(())

@@ -231,7 +231,7 @@ fn weights<'a>(values: &'a Values<'a>) -> Weights<'a> {
         Values::F32(v) => Weights::F32(v),
         Values::F16(v) => Weights::F16(v),
         Values::Bf16(v) => Weights::Bf16(v),
-        Values::Widened(v) => Weights::F32(v),
+        Values::Blocks(of, bytes) => Weights::Blocks(*of, bytes),
     }
 }
 
@@ -254,7 +254,7 @@ mod tests {
             let loader = || {
                 let mut loader = LinearLoader::new(inputs, Precision::F32);
                 for ((weight, bias), n) in weights.iter().zip(&biases).zip(outputs) {
-                    loader.add(Values::F32(weight), n);
+                    loader.add(Values::F32(weight.into()), n);
                     if with_bias {
                         loader.add_bias(bias);
                     }

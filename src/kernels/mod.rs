@@ -8,6 +8,7 @@
 //! own, one a process, whose threads spin and do not survive a fork.
 
 mod attention;
+mod blocks;
 mod composed;
 mod elementwise;
 mod kv;
@@ -19,6 +20,7 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, Layout, Result, Tensor};
 
+pub(crate) use blocks::BlockType;
 pub(crate) use kv::{Charge, Kv, KvShape, Meter, PAGE_TOKENS, zeros};
 pub(crate) use linear::{Linear, LinearLoader, Precision};
 
@@ -127,7 +129,7 @@ pub(crate) struct Span<'a> {
 }
 
 /// Causal attention of the queries in `qkv` over the keys and values of their own texts. Returns
-/// `[tokens, query * dim]`; rows outside every span are zero.
+/// `[tokens, query * dim]`; rows outside every span are zero. Spans come in the order of their rows.
 pub(crate) fn attention(qkv: &Tensor, spans: &[Span<'_>], heads: Heads) -> Result<Tensor> {
     if qkv.device().is_cpu() {
         qkv.apply_op1_no_bwd(&attention::Attention { spans, heads })

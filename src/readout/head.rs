@@ -24,7 +24,7 @@ impl Head {
             .into_iter()
             .map(|layer| {
                 let mut loader = LinearLoader::new(layer.inputs, Precision::F32);
-                loader.add(Values::F32(&layer.weight), layer.outputs);
+                loader.add(Values::F32((&layer.weight).into()), layer.outputs);
                 loader.add_bias(&layer.bias);
                 loader.finish(&Device::Cpu)
             })

@@ -10,8 +10,8 @@ use crate::call::CancelToken;
 
 /// For what comes at once unless it never comes.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A deadline that is not over before the call is queued.
-const SOON: Duration = Duration::from_millis(300);
+/// A deadline that is not over before the call is queued; Miri is slow, and its clock the real one.
+const SOON: Duration = Duration::from_millis(if cfg!(miri) { 10_000 } else { 300 });
 
 const PANICS_AT_BEGIN: u32 = 1001;
 const PANICS_AT_ADVANCE: u32 = 1002;
@@ -585,7 +585,7 @@ fn a_posted_completion_may_block_on_the_scheduler_and_drop_it() {
 #[test]
 fn under_fire_every_call_is_answered_once_with_its_own_results() {
     const THREADS: u32 = 8;
-    const CALLS: u32 = 400;
+    const CALLS: u32 = if cfg!(miri) { 20 } else { 400 };
     let (scheduler, _fake) = start(24, 10);
     let answered = Arc::new(AtomicUsize::new(0));
     let accepted = AtomicUsize::new(0);
@@ -661,6 +661,6 @@ fn under_fire_every_call_is_answered_once_with_its_own_results() {
     });
     drop(scheduler);
     let accepted = accepted.into_inner();
-    assert!(accepted > 100, "only {accepted} calls got in");
+    assert!(accepted > (THREADS * CALLS / 32) as usize, "only {accepted} calls got in");
     assert_eq!(answered.load(Ordering::Relaxed), accepted);
 }

@@ -45,7 +45,8 @@ pub struct Push {
     /// Pushed bytes, whole characters, that a proxy may show: up to the last token at or before
     /// which no running score reached the threshold (with a hysteresis, as part of a run that may
     /// still become a crossing). Bytes that may still become a marker, and white space at the end,
-    /// are held back. Never shrinks.
+    /// are held back. Never shrinks, also where a later push makes other tokens of the last word
+    /// and one of these crosses: the crossing may then lie before it.
     pub cleared: usize,
     /// With windows: which one scored highest.
     pub window: Option<BestWindow>,

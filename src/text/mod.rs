@@ -1,6 +1,7 @@
 //! What a caller gives -> cleaned text -> token ids.
 
 mod clean;
+mod gguf;
 mod growing;
 #[cfg(test)]
 mod testing;
@@ -12,8 +13,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(any(fuzzing, test))]
 pub use clean::MARKERS;
 pub(crate) use clean::clean;
+#[cfg(fuzzing)]
+pub(crate) use gguf::tokenizer_json;
 pub(crate) use growing::{Growing, Next, View};
-pub(crate) use tokenizer::{Special, Tokenizer};
+pub(crate) use tokenizer::{Special, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
 use crate::error::{Error, Result, panic_message};
 

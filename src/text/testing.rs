@@ -1,5 +1,6 @@
 //! Tokenizers and texts that the tests of this module share.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::{MARKERS, Tokenizer};
@@ -7,22 +8,33 @@ use super::{MARKERS, Tokenizer};
 /// Where the tokenizer lies that the fixture `llama32-real` leaves out.
 const LLAMA_TOKENIZER: &str = "SIREN_LLAMA_TOKENIZER";
 
-/// The tokenizer of a parity fixture; packed ones are unpacked beside nothing else.
+/// The tokenizer of a parity fixture.
 pub(super) fn fixture(name: &str) -> Tokenizer {
+    Tokenizer::parse(name.into(), &tokenizer_json(name), vocab_size(name)).unwrap()
+}
+
+/// The `tokenizer.json` of a parity fixture.
+pub(super) fn tokenizer_json(name: &str) -> Vec<u8> {
     if name == "llama32-real" {
         let dir = std::env::var_os(LLAMA_TOKENIZER).unwrap();
-        return Tokenizer::open(Path::new(&dir), 128_256).unwrap();
+        return std::fs::read(Path::new(&dir).join("tokenizer.json")).unwrap();
     }
-    let dir = fixtures().join(name).join("backbone");
-    let packed = dir.join("tokenizer.json.gz");
-    if !packed.is_file() {
-        return Tokenizer::open(&dir, 600).unwrap();
+    let plain = fixtures().join(name).join("backbone/tokenizer.json");
+    let Ok(packed) = std::fs::File::open(plain.with_extension("json.gz")) else {
+        return std::fs::read(plain).unwrap();
+    };
+    let mut json = Vec::new();
+    flate2::read::GzDecoder::new(packed).read_to_end(&mut json).unwrap();
+    json
+}
+
+/// Rows of a parity fixture's embedding table.
+pub(super) fn vocab_size(name: &str) -> usize {
+    match name {
+        "qwen3-real" => 151_936,
+        "llama32-real" => 128_256,
+        _ => 600,
     }
-    let unpacked = tempfile::tempdir().unwrap();
-    let mut file = std::fs::File::create(unpacked.path().join("tokenizer.json")).unwrap();
-    let packed = std::fs::File::open(packed).unwrap();
-    std::io::copy(&mut flate2::read::GzDecoder::new(packed), &mut file).unwrap();
-    Tokenizer::open(unpacked.path(), 151_936).unwrap()
 }
 
 pub(super) fn fixtures() -> PathBuf {

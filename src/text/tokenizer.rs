@@ -9,10 +9,11 @@ use tokenizers::{PostProcessorWrapper, Tokenizer as HfTokenizer, TruncationDirec
 
 use crate::call::Control;
 use crate::error::{Error, Result, panic_message};
+use crate::gguf::Gguf;
 use crate::json::{self, Document, Node};
 
-const TOKENIZER_FILE: &str = "tokenizer.json";
-const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
+pub(crate) const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 
 /// Bytes of text that are tokenised at once for each token that may be kept, and the bounds of that.
 /// Fuzzing makes them tiny, so that short texts are cut too.
@@ -22,7 +23,7 @@ const MAX_PIECE_BYTES: usize = if cfg!(fuzzing) { 64 } else { 32 << 10 };
 
 /// Patterns of byte-level BPE pre-tokenisers that split before a blank or a stop between letters,
 /// whatever stands further right: GPT-2's own, Qwen2 and 3's, and Llama 3's.
-const WORD_PATTERNS: [&str; 3] = [
+pub(super) const WORD_PATTERNS: [&str; 3] = [
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -97,11 +98,29 @@ impl Tokenizer {
     /// ids outside the `vocab_size` rows of the embedding table.
     pub(crate) fn open(dir: &Path, vocab_size: usize) -> Result<Self> {
         let path = dir.join(TOKENIZER_FILE);
-        let file = path.display().to_string();
         refuse_left_truncation(&dir.join(TOKENIZER_CONFIG_FILE))?;
-        let bytes = json::read_bytes(&path)?;
+        Self::parse(path.display().to_string(), &json::read_bytes(&path)?, vocab_size)
+    }
+
+    /// Reads the tokenizer of a GGUF file at `path`: the `tokenizer.json` beside it, else the one
+    /// that its metadata describe.
+    ///
+    /// # Errors
+    /// `InvalidModel` for metadata that describe none that is known here, and as for
+    /// [`Tokenizer::open`].
+    pub(crate) fn beside(path: &Path, gguf: &Gguf, vocab_size: usize) -> Result<Self> {
+        let dir = path.parent().unwrap_or(Path::new(""));
+        if dir.join(TOKENIZER_FILE).exists() {
+            return Self::open(dir, vocab_size);
+        }
+        let json = super::gguf::tokenizer_json(gguf)?.to_string();
+        Self::parse(gguf.file().to_owned(), json.as_bytes(), vocab_size)
+    }
+
+    /// Makes the tokenizer of the contents of a `tokenizer.json`; `file` is what errors name.
+    pub(super) fn parse(file: String, bytes: &[u8], vocab_size: usize) -> Result<Self> {
         let splits_at_boundaries = {
-            let document = Document::parse(file.clone(), &bytes)?;
+            let document = Document::parse(file.clone(), bytes)?;
             let root = document.root()?;
             check_templates(&root)?;
             for step in ["normalizer", "pre_tokenizer"] {
@@ -111,7 +130,7 @@ impl Tokenizer {
             splits_at_boundaries(root.value())
         };
         let invalid = |found: String| Error::model(&file, "contents", found, "a usable tokenizer");
-        let mut inner = guarded(|| HfTokenizer::from_bytes(&bytes))
+        let mut inner = guarded(|| HfTokenizer::from_bytes(bytes))
             .map_err(|e| invalid(format!("what does not load: {e}")))?;
         // What is stored in the file of these is ignored, unless it would cut the other end.
         if inner.get_truncation().is_some_and(|t| t.direction == TruncationDirection::Left) {

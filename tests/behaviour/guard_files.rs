@@ -14,6 +14,7 @@ pub const HEAD: &str = "siren.safetensors";
 pub const BACKBONE_CONFIG: &str = "backbone/config.json";
 pub const BACKBONE: &str = "backbone/model.safetensors";
 pub const INDEX: &str = "backbone/model.safetensors.index.json";
+pub const GGUF: &str = "backbone/backbone.gguf";
 pub const TOKENIZER: &str = "backbone/tokenizer.json";
 pub const TOKENIZER_CONFIG: &str = "backbone/tokenizer_config.json";
 
@@ -24,6 +25,13 @@ impl GuardFiles {
     /// A copy of a parity fixture.
     pub fn fixture(name: &str) -> Self {
         Self::copy_of(&repository("tests/parity/fixtures").join(name))
+    }
+
+    /// A copy of a GGUF fixture; its backbone is [`GGUF`].
+    pub fn gguf(name: &str) -> Self {
+        let files = Self::copy_of(&repository("tests/parity/gguf").join(name));
+        std::fs::rename(files.path("backbone.gguf"), files.path(GGUF)).unwrap();
+        files
     }
 
     /// A small guard behind the real Qwen3 tokenizer.
@@ -58,7 +66,7 @@ impl GuardFiles {
         let target = tempfile::tempdir().unwrap();
         std::fs::create_dir(target.path().join("backbone")).unwrap();
         for dir in ["", "backbone"] {
-            for entry in std::fs::read_dir(source.join(dir)).unwrap() {
+            for entry in std::fs::read_dir(source.join(dir)).into_iter().flatten() {
                 let from = entry.unwrap().path();
                 if from.is_file() {
                     let to = target.path().join(dir).join(from.file_name().unwrap());

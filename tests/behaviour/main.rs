@@ -5,6 +5,7 @@ mod cache;
 mod calls;
 mod damage;
 mod differential;
+mod gguf;
 mod guard_files;
 mod limits;
 mod oracle;

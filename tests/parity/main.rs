@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout)] // What a test measured is for its reader.
 
+mod gguf;
 mod rule;
 mod vectors;
 

@@ -63,7 +63,8 @@ impl Tail {
     /// A text without an end must not fill the memory.
     fn forget(&mut self) {
         if let Some(crossing) = self.crossing {
-            self.bytes.truncate((crossing.byte + KEPT).saturating_sub(self.forgotten));
+            let known = crossing.byte.max(self.cleared) + KEPT;
+            self.bytes.truncate(known.saturating_sub(self.forgotten));
         } else {
             let old = self.cleared.saturating_sub(KEPT) - self.forgotten;
             self.bytes.drain(..old);

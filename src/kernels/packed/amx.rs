@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::drive::{Output, share};
+use super::drive::{Columns, Output, share};
 use super::pack::{Line, PANEL, Panels, Storage, TILE_STEPS};
 
 /// Rows of a tile, and its columns of f32.
@@ -30,22 +30,21 @@ const TASK_PAIRS: usize = 4;
 /// Panels of a task at the most.
 const TASK_PANELS: usize = 8;
 /// Cache lines of a panel at each step along k.
-const STEP_LINES: usize = TILE_STEPS * Storage::Bf16Tiles.step_lines();
+const STEP_LINES: usize = Storage::Bf16Tiles.lines(TILE_STEPS);
 /// How far ahead, in lines, weights are fetched where each is used for at most 32 rows.
 const LINES_AHEAD: usize = 8 * STEP_LINES;
 
 /// `y = x Wᵀ`, with activations in `PARTS` bf16 each: 1 rounds them, 3 keep them.
 ///
-/// `x` and `y` are the same number of whole rows, of `w.k` and `w.n`, and neither is 0.
+/// `x` and `y` are the same number of whole rows, of `w.k` and of `y.stride`, which is not 0.
 ///
 /// # Safety
 /// The CPU has AVX-512 BF16 and AMX BF16, and this process may use its tiles.
-pub(super) unsafe fn run<const PARTS: usize>(w: &Panels, x: &[f32], y: &mut [f32]) {
-    let m = y.len() / w.n;
-    assert!(w.storage == Storage::Bf16Tiles && x.len() == m * w.k && y.len() == m * w.n);
-    if w.k == 0 {
-        y.fill(0.0);
-        return;
+pub(super) unsafe fn run<const PARTS: usize>(w: &Panels, x: &[f32], y: Columns<'_>) {
+    let m = y.rows(w, x);
+    assert!(w.storage == Storage::Bf16Tiles);
+    if w.k == 0 || w.n == 0 {
+        return y.clear(w.n);
     }
     // SAFETY: the CPU is the caller's promise.
     let acts = unsafe { Acts::<PARTS>::load(w, x, m) };
@@ -53,13 +52,13 @@ pub(super) unsafe fn run<const PARTS: usize>(w: &Panels, x: &[f32], y: &mut [f32
     let pairs = m.div_ceil(2 * SIDE);
     let down = pairs.div_ceil((TASK_BYTES / (2 * acts.strip)).max(TASK_PAIRS));
     let across = w.count.div_ceil(TASK_PANELS).max((4 * threads).div_ceil(down)).min(w.count);
-    let output = Output { start: y.as_mut_ptr() };
+    let output = y.output();
     let task = |i: usize| {
         let panels = share(w.count, across, i / down);
         let pairs = share(pairs, down, i % down);
         let rows = pairs.start * 2 * SIDE..m.min(pairs.end * 2 * SIDE);
         // SAFETY: distinct tasks have distinct ranges of panels and rows, which do not overlap; `y`
-        // is m rows of n and outlives the tasks; the CPU is the caller's promise.
+        // is m rows and outlives the tasks; the CPU is the caller's promise.
         unsafe { task(w, &acts, output, rows, panels) }
     };
     if threads == 1 || across * down == 1 {
@@ -147,7 +146,7 @@ fn cut_off(rest: &mut [__m512; 2]) -> [__m256i; 2] {
 /// One task: the rows `rows`, a multiple of 32 or the last ones, times `panels`.
 ///
 /// # Safety
-/// `y` points at `m` rows of `w.n`, `rows` are some of them, and nobody else uses those rows and
+/// `y` points at `m` rows, `rows` are some of them, and nobody else uses those rows and
 /// columns meanwhile. The CPU has the instructions, and the process may use tiles.
 unsafe fn task<const PARTS: usize>(
     w: &Panels,
@@ -170,7 +169,7 @@ unsafe fn task<const PARTS: usize>(
             let strip = row / SIDE * acts.strip + steps.start * PARTS * TILE;
             let upper = acts.lines.as_ptr().wrapping_byte_add(strip);
             // SAFETY: inside `y`, by `row < m` and `column < n`.
-            let corner = unsafe { y.start.add(row * w.n + column) };
+            let corner = unsafe { y.start.add(row * y.stride + column) };
             tiles.shape(height);
             let mut call = Call {
                 upper,
@@ -186,7 +185,7 @@ unsafe fn task<const PARTS: usize>(
                 fetch: if pairs == 1 { STEP_LINES } else { STEP_LINES.div_ceil(pairs) },
                 tiles: steps.len(),
                 y: corner,
-                stride: w.n,
+                stride: y.stride,
                 first: block == 0,
             };
             if columns == PANEL {
@@ -199,7 +198,7 @@ unsafe fn task<const PARTS: usize>(
             let mut copy = [[0.0f32; PANEL]; 2 * SIDE];
             let out = |r: usize| {
                 // SAFETY: `columns` elements of row `row + r`, this task's.
-                unsafe { std::slice::from_raw_parts_mut(corner.add(r * w.n), columns) }
+                unsafe { std::slice::from_raw_parts_mut(corner.add(r * y.stride), columns) }
             };
             for (r, copy) in copy.iter_mut().enumerate().take(height) {
                 copy[..columns].copy_from_slice(out(r));

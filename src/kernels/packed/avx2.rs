@@ -3,8 +3,9 @@
 
 use std::arch::x86_64::*;
 
+use super::compact::{self, Unwritten};
 use super::drive::{ACT_STRIDE, Tile, TileKernel, lines_ahead};
-use super::pack::{PANEL, Storage};
+use super::pack::{Line, PANEL, Storage};
 
 /// For bf16 storage, widened in registers, if `WIDEN`; else for f32 storage.
 pub(super) struct Kernel<const WIDEN: bool>;
@@ -15,6 +16,11 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
 
     fn panels(rows: usize) -> usize {
         if rows <= 1 { 2 } else { 1 }
+    }
+
+    unsafe fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [Unwritten]) {
+        // SAFETY: the CPU is the caller's promise.
+        unsafe { widen(storage, slab, first, out) };
     }
 
     unsafe fn tile(rows: usize, panels: usize, t: Tile) {
@@ -32,6 +38,21 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
             }
         }
     }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [Unwritten]) {
+    compact::widen(storage, slab, first, out, |from, to| {
+        for (from, to) in from.iter().zip(to) {
+            for at in (0..PANEL).step_by(8) {
+                // SAFETY: 8 of the row's halves are read, and as many of its floats written.
+                unsafe {
+                    let from = _mm_loadu_si128(from.as_ptr().add(at).cast());
+                    _mm256_storeu_ps(to.as_mut_ptr().cast::<f32>().add(at), _mm256_cvtph_ps(from));
+                }
+            }
+        }
+    });
 }
 
 /// # Safety

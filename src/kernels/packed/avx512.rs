@@ -3,8 +3,9 @@
 
 use std::arch::x86_64::*;
 
+use super::compact::{self, Unwritten};
 use super::drive::{ACT_STRIDE, Tile, TileKernel, lines_ahead};
-use super::pack::{PANEL, Storage};
+use super::pack::{Line, PANEL, Storage};
 
 /// For bf16 storage, widened in registers, if `WIDEN`; else for f32 storage.
 pub(super) struct Kernel<const WIDEN: bool>;
@@ -19,6 +20,11 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
             3..=6 => 2,
             _ => 1,
         }
+    }
+
+    unsafe fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [Unwritten]) {
+        // SAFETY: the CPU is the caller's promise.
+        unsafe { widen(storage, slab, first, out) };
     }
 
     unsafe fn tile(rows: usize, panels: usize, t: Tile) {
@@ -47,6 +53,21 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
             }
         }
     }
+}
+
+#[target_feature(enable = "avx512f")]
+fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [Unwritten]) {
+    compact::widen(storage, slab, first, out, |from, to| {
+        for (from, to) in from.iter().zip(to) {
+            for at in (0..PANEL).step_by(16) {
+                // SAFETY: 16 of the row's halves are read, and as many of its floats written.
+                unsafe {
+                    let from = _mm256_loadu_si256(from.as_ptr().add(at).cast());
+                    _mm512_storeu_ps(to.as_mut_ptr().cast::<f32>().add(at), _mm512_cvtph_ps(from));
+                }
+            }
+        }
+    });
 }
 
 /// # Safety

@@ -7,6 +7,7 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
+use super::compact::{self, GROUP, Unwritten};
 use super::pack::{BLOCK, Line, PANEL, Panels, Storage};
 
 /// The most rows a tile of any kernel has.
@@ -18,6 +19,9 @@ pub(super) const ACT_STRIDE: usize = BLOCK + 16;
 const SLABS_BYTES: usize = 512 << 10;
 /// Rows of a task: with its slabs in L2 as well, the part of `y` that it adds to stays close.
 const TASK_ROWS: usize = 192;
+
+/// Panels that are widened at a time: as many as the widest tile spans.
+const WIDENED_PANELS: usize = 4;
 
 /// How many cache lines of the slab a tile of `rows` rows prefetches ahead of its sums, 0 for not at
 /// all. The hardware stops at every 4 KiB page, which a tile that computes for a while on each line
@@ -74,6 +78,14 @@ pub(super) trait TileKernel {
         }
     }
 
+    /// Widens the steps from `first` on of a panel's slab in compact storage, as many as `out` has.
+    ///
+    /// # Safety
+    /// The CPU has the kernel's instructions.
+    unsafe fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [Unwritten]) {
+        compact::widen(storage, slab, first, out, compact::halves);
+    }
+
     /// `y += acts · slab` for a tile of `rows` rows and `panels` panels, whose slabs follow one
     /// another.
     ///
@@ -84,10 +96,37 @@ pub(super) trait TileKernel {
     unsafe fn tile(rows: usize, panels: usize, tile: Tile);
 }
 
+/// The columns of a product from `first` on, in rows of `stride`.
+pub(super) struct Columns<'a> {
+    pub(super) y: &'a mut [f32],
+    pub(super) stride: usize,
+    pub(super) first: usize,
+}
+
+impl Columns<'_> {
+    /// How many rows there are, checked to fit `w` and `x`.
+    pub(super) fn rows(&self, w: &Panels, x: &[f32]) -> usize {
+        let m = self.y.len() / self.stride;
+        assert!(self.y.len() == m * self.stride && self.first + w.n <= self.stride);
+        assert!(x.len() == m * w.k);
+        m
+    }
+
+    /// Zeros for `n` columns.
+    pub(super) fn clear(self, n: usize) {
+        self.y.chunks_exact_mut(self.stride).for_each(|row| row[self.first..][..n].fill(0.0));
+    }
+
+    pub(super) fn output(self) -> Output {
+        Output { start: self.y[self.first..].as_mut_ptr(), stride: self.stride }
+    }
+}
+
 /// `y`, shared by tasks that write disjoint parts.
 #[derive(Clone, Copy)]
 pub(super) struct Output {
     pub(super) start: *mut f32,
+    pub(super) stride: usize,
 }
 
 // SAFETY: the tasks of one call write disjoint rectangles and end before the call does.
@@ -106,7 +145,8 @@ impl Grid {
     /// Few large tasks pack fewer activations and read weights from memory less often; every thread
     /// needs some.
     fn new(tiles: usize, w: &Panels, max_rows: usize, threads: usize) -> Self {
-        let slab = w.steps.min(BLOCK) * w.storage.step_lines() * size_of::<Line>();
+        let storage = if w.storage.is_compact() { Storage::F32 } else { w.storage };
+        let slab = storage.lines(w.steps.min(BLOCK)) * size_of::<Line>();
         let mut task_panels = (SLABS_BYTES / slab.max(1)).clamp(1, w.count);
         let mut task_tiles = (TASK_ROWS / max_rows).clamp(1, tiles);
         if threads > 1 {
@@ -134,31 +174,37 @@ impl Grid {
 
 /// `y = x Wᵀ` with the kernels `K`.
 ///
-/// `w` is packed for them; `x` and `y` are the same number of whole rows, of `w.k` and `w.n`, and
-/// `w.n` is not 0.
+/// `w` is packed for them; `x` and `y` are the same number of whole rows, of `w.k` and of
+/// `y.stride`, which is not 0.
 ///
 /// # Safety
 /// The CPU has the instructions of `K`.
-pub(super) unsafe fn run<K: TileKernel>(w: &Panels, round: bool, x: &[f32], y: &mut [f32]) {
-    let m = y.len() / w.n;
-    assert!(w.storage == K::STORAGE && x.len() == m * w.k && y.len() == m * w.n);
-    if w.k == 0 {
-        y.fill(0.0);
-        return;
+pub(super) unsafe fn run<K: TileKernel>(w: &Panels, round: bool, x: &[f32], y: Columns<'_>) {
+    let m = y.rows(w, x);
+    assert!(w.storage == K::STORAGE || w.storage.is_compact() && K::STORAGE == Storage::F32);
+    if w.k == 0 || w.n == 0 {
+        return y.clear(w.n);
     }
     let tiles = m.div_ceil(K::MAX_ROWS);
     let threads = rayon::current_num_threads();
     let grid = Grid::new(tiles, w, K::MAX_ROWS, threads);
     let (across, down) = (w.count.div_ceil(grid.panels), tiles.div_ceil(grid.tiles));
-    let output = Output { start: y.as_mut_ptr() };
+    let output = y.output();
     // Tasks that share weights are neighbours, so that mostly one thread reads them.
     let task = |i: usize| {
         let (column, row) = (i / down, i % down);
         let panels = share(w.count, across, column);
         let tiles_here = share(tiles, down, row);
+        let work = Work { w, round, x, y: output, m, all_tiles: tiles };
         // SAFETY: distinct tasks have distinct pairs of panel and tile ranges, which do not overlap;
-        // `y` is m rows of n and outlives the tasks; the CPU is the caller's promise.
-        unsafe { task::<K>(w, round, x, output, m, tiles, tiles_here, panels) }
+        // `y` is m rows and outlives the tasks; the CPU is the caller's promise.
+        unsafe {
+            if w.storage.is_compact() {
+                widening_task::<K>(work, tiles_here, panels);
+            } else {
+                task::<K>(work, tiles_here, panels);
+            }
+        }
     };
     if threads == 1 || across * down == 1 {
         (0..across * down).for_each(task);
@@ -172,30 +218,93 @@ pub(super) fn share(whole: usize, parts: usize, i: usize) -> Range<usize> {
     i * whole / parts..(i + 1) * whole / parts
 }
 
-/// One task: the row tiles `tiles` out of `all_tiles`, and `panels`.
+/// What all tasks of a product share.
+#[derive(Clone, Copy)]
+struct Work<'a> {
+    w: &'a Panels,
+    round: bool,
+    x: &'a [f32],
+    y: Output,
+    /// Rows of `x` and `y`.
+    m: usize,
+    /// Tiles that the rows are shared out to.
+    all_tiles: usize,
+}
+
+/// One task: the row tiles `tiles`, and `panels`.
 ///
 /// # Safety
-/// `y` points at `m` rows of `w.n`, and nobody else uses those rows and columns meanwhile. The
-/// CPU has the instructions of `K`.
-#[expect(clippy::too_many_arguments, reason = "one caller, and a struct would only rename them")]
-unsafe fn task<K: TileKernel>(
-    w: &Panels,
-    round: bool,
-    x: &[f32],
-    y: Output,
-    m: usize,
-    all_tiles: usize,
-    tiles: Range<usize>,
-    panels: Range<usize>,
-) {
-    let mut acts = Acts([[MaybeUninit::uninit(); ACT_STRIDE]; ROWS]);
-    let slab_lines = |steps: usize| steps * w.storage.step_lines();
+/// `y` points at `m` rows, and nobody else uses those rows and columns meanwhile. The CPU has the
+/// instructions of `K`.
+unsafe fn task<K: TileKernel>(work: Work<'_>, tiles: Range<usize>, panels: Range<usize>) {
+    let w = work.w;
     for first in (0..w.steps).step_by(BLOCK) {
         let steps = (w.steps - first).min(BLOCK);
         let slabs = w.slabs(first, steps, panels.clone());
-        let k0 = first * w.storage.step_k();
-        let k1 = (k0 + steps * w.storage.step_k()).min(w.k);
-        for tile in tiles.clone() {
+        // SAFETY: the caller's promises.
+        unsafe { work.tiles::<K>(tiles.clone(), panels.clone(), slabs, first, steps) };
+    }
+}
+
+/// As [`task`], for storage that is widened first.
+///
+/// # Safety
+/// As [`task`].
+unsafe fn widening_task<K: TileKernel>(work: Work<'_>, tiles: Range<usize>, panels: Range<usize>) {
+    let w = work.w;
+    // One row tile reads what was widened once: it may as well be in the L1 cache. Many read it
+    // often, and each piece costs them a look at their sums: the L2 cache will do.
+    let piece = if tiles.len() == 1 { GROUP } else { BLOCK };
+    let mut widened = MaybeUninit::<[Line; 2 * BLOCK * WIDENED_PANELS]>::uninit();
+    for block in (0..w.steps).step_by(BLOCK) {
+        let block_steps = (w.steps - block).min(BLOCK);
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let group = panel..(panel + WIDENED_PANELS).min(panels.end);
+            for offset in (0..block_steps).step_by(piece) {
+                let steps = (block_steps - offset).min(piece);
+                // SAFETY: the array has two lines for each step of each panel, which is a row, and
+                // `widen` writes every row before they are read as lines.
+                let slabs = unsafe {
+                    let rows = widened.as_mut_ptr().cast::<Unwritten>();
+                    for (i, panel) in group.clone().enumerate() {
+                        let slab = w.slabs(block, block_steps, panel..panel + 1);
+                        let out = rows.add(i * steps);
+                        let out = std::slice::from_raw_parts_mut(out, steps);
+                        K::widen(w.storage, slab, offset, out);
+                    }
+                    let lines = group.len() * Storage::F32.lines(steps);
+                    std::slice::from_raw_parts(widened.as_ptr().cast::<Line>(), lines)
+                };
+                // SAFETY: the caller's promises.
+                unsafe {
+                    work.tiles::<K>(tiles.clone(), group.clone(), slabs, block + offset, steps);
+                };
+            }
+            panel = group.end;
+        }
+    }
+}
+
+impl Work<'_> {
+    /// Multiplies the rows of `tiles` with `slabs`: those of `panels` over the steps from `first`.
+    ///
+    /// # Safety
+    /// As [`task`].
+    unsafe fn tiles<K: TileKernel>(
+        self,
+        tiles: Range<usize>,
+        panels: Range<usize>,
+        slabs: &[Line],
+        first: usize,
+        steps: usize,
+    ) {
+        let Self { w, round, x, y, m, all_tiles } = self;
+        let mut acts = Acts([[MaybeUninit::uninit(); ACT_STRIDE]; ROWS]);
+        let slab_lines = K::STORAGE.lines(steps);
+        let k0 = first * K::STORAGE.step_k();
+        let k1 = (k0 + steps * K::STORAGE.step_k()).min(w.k);
+        for tile in tiles {
             let rows = share(m, all_tiles, tile);
             for (row, words) in rows.clone().zip(&mut acts.0) {
                 let words = words.first_chunk_mut().expect("a block is less than the stride");
@@ -208,16 +317,16 @@ unsafe fn task<K: TileKernel>(
                 let whole = (w.n / PANEL).min(panels.end).saturating_sub(panel);
                 let at_once = K::panels(rows.len());
                 let at_once = if whole >= at_once { at_once } else { 1 };
-                let slab = &slabs[(panel - panels.start) * slab_lines(steps)..];
-                assert!(rows.len() <= K::MAX_ROWS && slab.len() >= at_once * slab_lines(steps));
+                let slab = &slabs[(panel - panels.start) * slab_lines..];
+                assert!(rows.len() <= K::MAX_ROWS && slab.len() >= at_once * slab_lines);
                 // SAFETY: inside `y`, by `rows.start < m` and `column < n`.
-                let corner = unsafe { y.start.add(rows.start * w.n + column) };
+                let corner = unsafe { y.start.add(rows.start * y.stride + column) };
                 let mut call = Tile {
                     acts: acts.0.as_ptr().cast(),
                     slab: slab.as_ptr(),
                     steps,
                     y: corner,
-                    y_stride: w.n,
+                    y_stride: y.stride,
                     first: first == 0,
                 };
                 if whole > 0 {
@@ -231,8 +340,9 @@ unsafe fn task<K: TileKernel>(
                     let mut copy = [[0.0f32; PANEL]; ROWS];
                     for (r, copy) in copy.iter_mut().enumerate().take(rows.len()) {
                         // SAFETY: `columns` elements of row `rows.start + r`, this task's.
-                        let real =
-                            unsafe { std::slice::from_raw_parts(corner.add(r * w.n), columns) };
+                        let real = unsafe {
+                            std::slice::from_raw_parts(corner.add(r * y.stride), columns)
+                        };
                         copy[..columns].copy_from_slice(real);
                     }
                     call.y = copy.as_mut_ptr().cast();
@@ -241,8 +351,9 @@ unsafe fn task<K: TileKernel>(
                     unsafe { K::tile(rows.len(), 1, call) };
                     for (r, copy) in copy.iter().enumerate().take(rows.len()) {
                         // SAFETY: as above, and no other view of `y` is alive in this task.
-                        let real =
-                            unsafe { std::slice::from_raw_parts_mut(corner.add(r * w.n), columns) };
+                        let real = unsafe {
+                            std::slice::from_raw_parts_mut(corner.add(r * y.stride), columns)
+                        };
                         real.copy_from_slice(&copy[..columns]);
                     }
                 }

@@ -23,6 +23,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
+mod compact;
 mod drive;
 mod int8;
 mod pack;
@@ -31,13 +32,14 @@ mod portable;
 mod tests;
 
 use std::fmt;
+use std::ops::Range;
 
 use half::{bf16, f16};
 
-use super::Precision;
+use super::{BlockType, Precision};
 use crate::sys;
 pub(crate) use int8::Int8Linear;
-use pack::{Panels, Storage};
+use pack::{PANEL, Panels, Storage};
 
 /// A weight matrix as in the checkpoint, row-major `[n, k]`: one row per output feature.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +50,8 @@ pub(crate) enum Weights<'a> {
     Bf16(&'a [bf16]),
     /// IEEE half precision.
     F16(&'a [f16]),
+    /// Quantised blocks, a whole number of them a row.
+    Blocks(BlockType, &'a [u8]),
 }
 
 impl Weights<'_> {
@@ -57,6 +61,7 @@ impl Weights<'_> {
             Weights::F32(w) => w.len(),
             Weights::Bf16(w) => w.len(),
             Weights::F16(w) => w.len(),
+            Weights::Blocks(of, w) => w.len() / of.bytes() * of.elements(),
         }
     }
 }
@@ -120,7 +125,11 @@ impl Isa {
             Isa::Amx => Isa::Avx512Bf16.available() && sys::amx::has_bf16(),
             Isa::Avx512Bf16 => Isa::Avx512.available() && is_x86_feature_detected!("avx512bf16"),
             Isa::Avx512 => is_x86_feature_detected!("avx512f"),
-            Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             Isa::Portable => true,
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -137,7 +146,10 @@ impl Isa {
 pub(crate) struct PackedLinear {
     isa: Isa,
     precision: Precision,
-    panels: Panels,
+    /// Outputs behind each other: a run of parts of one storage each.
+    runs: Vec<Panels>,
+    n: usize,
+    k: usize,
 }
 
 impl PackedLinear {
@@ -145,11 +157,15 @@ impl PackedLinear {
     /// come in the order of the parts (`q, k, v`, or `gate, up`, as one layer). [`Precision::Bf16`]
     /// rounds weights and activations to bf16, to nearest even; sums are f32 in both.
     ///
-    /// bf16 weights stay bf16 in memory. Under [`Precision::F32`] a layer with any f32 or f16 part is
-    /// stored as f32, under [`Precision::Bf16`] everything as bf16. Runs on the current rayon pool.
+    /// Under [`Precision::F32`] each part is stored in its own type, under [`Precision::Bf16`]
+    /// everything as bf16, which blocks cannot be. Runs on the current rayon pool.
     ///
     /// # Errors
-    /// [`PackError::Shape`] where a part is not `n_i * k` elements, [`PackError::OutOfMemory`].
+    /// [`PackError::Shape`] where a part is not `n_i * k` elements, or its rows are not whole blocks;
+    /// [`PackError::OutOfMemory`].
+    ///
+    /// # Panics
+    /// Where blocks are to be bf16.
     pub(crate) fn pack(
         parts: &[(Weights<'_>, usize)],
         k: usize,
@@ -166,31 +182,37 @@ impl PackedLinear {
     ) -> Result<Self, PackError> {
         // The kernels' safety rests on this line: no layer exists for instructions the CPU lacks.
         assert!(isa.available(), "{isa:?} is not available on this CPU");
-        let all_bf16 = parts.iter().all(|(w, _)| matches!(w, Weights::Bf16(_)));
-        let storage = match precision {
-            _ if isa == Isa::Amx && (all_bf16 || precision == Precision::Bf16) => {
-                Storage::Bf16Tiles
-            }
-            Precision::Bf16 if isa == Isa::Avx512Bf16 => Storage::Bf16Pairs,
-            Precision::F32 if !all_bf16 => Storage::F32,
-            _ => Storage::Bf16Columns,
+        let storage = |weights: &Weights<'_>| match (precision, weights) {
+            (Precision::Bf16, Weights::Blocks(..)) => panic!("blocks in bf16"),
+            (Precision::Bf16, _) | (_, Weights::Bf16(_)) if isa == Isa::Amx => Storage::Bf16Tiles,
+            (Precision::Bf16, _) if isa == Isa::Avx512Bf16 => Storage::Bf16Pairs,
+            (Precision::Bf16, _) | (_, Weights::Bf16(_)) => Storage::Bf16Columns,
+            (_, Weights::F32(_)) => Storage::F32,
+            (_, Weights::F16(_)) => Storage::F16,
+            (_, Weights::Blocks(of, _)) => Storage::Blocks(*of),
         };
-        Ok(Self { isa, precision, panels: Panels::pack(parts, k, storage)? })
+        let runs = parts
+            .chunk_by(|(a, _), (b, _)| storage(a) == storage(b))
+            .map(|run| Panels::pack(run, k, storage(&run[0].0)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let n = runs.iter().try_fold(0usize, |n, run| n.checked_add(run.n));
+        let n = n.ok_or(PackError::OutOfMemory { bytes: usize::MAX })?;
+        Ok(Self { isa, precision, runs, n, k })
     }
 
     /// The memory that the packed weights take.
     pub(crate) fn bytes(&self) -> usize {
-        self.panels.bytes()
+        self.runs.iter().map(Panels::bytes).sum()
     }
 
     /// The length of an input row, k.
     pub(crate) fn in_features(&self) -> usize {
-        self.panels.k
+        self.k
     }
 
     /// The length of an output row, n.
     pub(crate) fn out_features(&self) -> usize {
-        self.panels.n
+        self.n
     }
 
     /// Overwrites `y`, `[m, n]`, with `x Wᵀ` for `x`, `[m, k]`, both row-major. Runs on the current
@@ -199,7 +221,7 @@ impl PackedLinear {
     /// # Panics
     /// Where `x` and `y` are not the same number of whole rows.
     pub(crate) fn matmul(&self, x: &[f32], y: &mut [f32]) {
-        let (n, k) = (self.panels.n, self.panels.k);
+        let (n, k) = (self.n, self.k);
         if n == 0 || y.is_empty() {
             assert!(y.is_empty() && (n == 0 || k == 0 || x.is_empty()), "x has rows, y has none");
             return;
@@ -207,15 +229,36 @@ impl PackedLinear {
         let m = y.len() / n;
         assert!(m * n == y.len(), "y is not whole rows of {n}: {}", y.len());
         assert!(m * k == x.len(), "x is not {m} rows of {k}: {}", x.len());
-        // SAFETY: `pack_for` saw that the CPU has `self.isa`, and these are its kernels.
-        unsafe { self.run(x, y) };
+        let mut first = 0;
+        for panels in &self.runs {
+            // SAFETY: `pack_for` saw that the CPU has `self.isa`, and these are its kernels.
+            unsafe { self.run(panels, x, drive::Columns { y: &mut *y, stride: n, first }) };
+            first += panels.n;
+        }
+    }
+
+    /// The weights of the output features `range`, `[range, k]`, widened.
+    fn rows(&self, range: Range<usize>, mut rows: &mut [f32]) {
+        let mut first = 0;
+        for panels in &self.runs {
+            let (mut at, end) = (range.start.max(first), range.end.min(first + panels.n));
+            while at < end {
+                let column = (at - first) % PANEL;
+                let count = (PANEL - column).min(end - at);
+                let out;
+                (out, rows) = std::mem::take(&mut rows).split_at_mut(count * self.k);
+                panels.rows((at - first) / PANEL, column..column + count, out);
+                at += count;
+            }
+            first += panels.n;
+        }
     }
 
     /// # Safety
     /// The CPU has the instructions of `self.isa`.
-    unsafe fn run(&self, x: &[f32], y: &mut [f32]) {
+    unsafe fn run(&self, w: &Panels, x: &[f32], y: drive::Columns<'_>) {
         use drive::run;
-        let (w, round) = (&self.panels, self.rounds());
+        let round = self.rounds();
         // SAFETY: each kernel uses the instructions of its `isa` alone, as `available` asks for them.
         unsafe {
             #[cfg(target_arch = "x86_64")]
@@ -228,17 +271,24 @@ impl PackedLinear {
                 (Isa::Avx512Bf16 | Isa::Avx512, Storage::Bf16Columns) => {
                     return run::<avx512::Kernel<true>>(w, round, x, y);
                 }
-                (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Storage::F32) => {
+                (
+                    Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512,
+                    Storage::F32 | Storage::F16 | Storage::Blocks(_),
+                ) => {
                     return run::<avx512::Kernel<false>>(w, round, x, y);
                 }
                 (Isa::Avx2, Storage::Bf16Columns) => {
                     return run::<avx2::Kernel<true>>(w, round, x, y);
                 }
-                (Isa::Avx2, Storage::F32) => return run::<avx2::Kernel<false>>(w, round, x, y),
+                (Isa::Avx2, Storage::F32 | Storage::F16 | Storage::Blocks(_)) => {
+                    return run::<avx2::Kernel<false>>(w, round, x, y);
+                }
                 _ => {}
             }
             match w.storage {
-                Storage::F32 => run::<portable::Kernel<false>>(w, round, x, y),
+                Storage::F32 | Storage::F16 | Storage::Blocks(_) => {
+                    run::<portable::Kernel<false>>(w, round, x, y);
+                }
                 Storage::Bf16Columns => run::<portable::Kernel<true>>(w, round, x, y),
                 Storage::Bf16Pairs | Storage::Bf16Tiles => {
                     unreachable!("packed for instructions that have their own kernels")

@@ -12,6 +12,8 @@
 //! | `Bf16Columns` | 1 | 1 | 16 words, column j below, column j + 16 above |
 //! | `Bf16Pairs` | 2 | 2 | 32 words, one a column: even k below, odd k above |
 //! | `Bf16Tiles` | 2 | 2 | as `Bf16Pairs`; the steps padded with zeros to a multiple of 16 |
+//! | `F16` | 1 | 1 | 32 halves of words, columns 0..32 |
+//! | `Blocks` | 1 | | the table of `compact`, for each block of the file's format |
 #![allow(unsafe_code)] // The allocation is filled in parallel before its length is set, and viewed as smaller integers.
 
 use std::mem::MaybeUninit;
@@ -21,7 +23,8 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::{PackError, Weights};
+use super::{PackError, Weights, compact};
+use crate::kernels::BlockType;
 
 /// Columns in a panel.
 pub(super) const PANEL: usize = 32;
@@ -37,7 +40,14 @@ const GROUP: usize = 4;
 /// A cache line of packed weights.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Line(pub(super) [u32; 16]);
+pub(super) struct Line(pub(super) [u32; LINE_WORDS]);
+
+const LINE_WORDS: usize = 16;
+
+// SAFETY: words, all of whose bits are values, without padding between them.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl bytemuck::Pod for Line {}
 
 /// How a panel stores its weights; see the module's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,20 +56,26 @@ pub(super) enum Storage {
     Bf16Columns,
     Bf16Pairs,
     Bf16Tiles,
+    /// Widened to `F32` before it is multiplied.
+    F16,
+    /// As `F16`.
+    Blocks(BlockType),
 }
 
 impl Storage {
     pub(super) const fn step_k(self) -> usize {
         match self {
             Storage::Bf16Pairs | Storage::Bf16Tiles => 2,
-            Storage::F32 | Storage::Bf16Columns => 1,
+            Storage::F32 | Storage::Bf16Columns | Storage::F16 | Storage::Blocks(_) => 1,
         }
     }
 
-    pub(super) const fn step_lines(self) -> usize {
+    /// Lines of `steps` steps of a panel, from a block's start on.
+    pub(super) const fn lines(self, steps: usize) -> usize {
         match self {
-            Storage::Bf16Columns => 1,
-            Storage::F32 | Storage::Bf16Pairs | Storage::Bf16Tiles => 2,
+            Storage::F32 | Storage::Bf16Pairs | Storage::Bf16Tiles => 2 * steps,
+            Storage::Bf16Columns | Storage::F16 => steps,
+            Storage::Blocks(of) => steps / of.elements() * of.panel_words() / LINE_WORDS,
         }
     }
 
@@ -67,6 +83,19 @@ impl Storage {
     fn steps(self, k: usize) -> usize {
         let steps = k.div_ceil(self.step_k());
         if self == Storage::Bf16Tiles { steps.next_multiple_of(TILE_STEPS) } else { steps }
+    }
+
+    /// Whether slabs are widened to `F32` before kernels read them.
+    pub(super) fn is_compact(self) -> bool {
+        matches!(self, Storage::F16 | Storage::Blocks(_))
+    }
+
+    /// Steps that rows have to be a multiple of.
+    fn grain(self) -> usize {
+        match self {
+            Storage::Blocks(of) => of.elements(),
+            _ => 1,
+        }
     }
 }
 
@@ -92,16 +121,16 @@ impl Panels {
         let mut n = 0usize;
         for (part, &(weights, rows)) in parts.iter().enumerate() {
             let want = rows.checked_mul(k).ok_or(uncountable)?;
-            if weights.len() != want {
+            if weights.len() != want || !k.is_multiple_of(storage.grain()) {
                 return Err(PackError::Shape { part, want, got: weights.len() });
             }
             n = n.checked_add(rows).ok_or(uncountable)?;
         }
         let count = n.div_ceil(PANEL);
         let steps = storage.steps(k);
-        let len = count
-            .checked_mul(steps)
-            .and_then(|s| s.checked_mul(storage.step_lines()))
+        let len = steps
+            .checked_mul(size_of::<Line>() * 2)
+            .and_then(|_| storage.lines(steps).checked_mul(count))
             .filter(|len| len.checked_mul(size_of::<Line>()).is_some())
             .ok_or(uncountable)?;
         let mut lines = reserve(len)?;
@@ -111,9 +140,9 @@ impl Panels {
             let fill = |block: usize, panel: usize, slab: &mut [MaybeUninit<Line>]| {
                 fill_slab(slab, parts, k, storage, panel, block * BLOCK);
             };
-            let slab_lines = BLOCK * storage.step_lines();
+            let slab_lines = storage.lines(BLOCK);
             if storage == Storage::Bf16Tiles {
-                let panels = spare.par_chunks_mut(steps * storage.step_lines());
+                let panels = spare.par_chunks_mut(storage.lines(steps));
                 panels.enumerate().for_each(|(panel, lines)| {
                     let slabs = lines.chunks_mut(slab_lines).enumerate();
                     slabs.for_each(|(block, slab)| fill(block, panel, slab));
@@ -125,7 +154,7 @@ impl Panels {
                     .enumerate()
                     .for_each(|(i, slab)| fill(i / count, i % count, slab));
                 if !last.is_empty() {
-                    last.par_chunks_mut((steps % BLOCK) * storage.step_lines())
+                    last.par_chunks_mut(storage.lines(steps % BLOCK))
                         .enumerate()
                         .for_each(|(panel, slab)| fill(steps / BLOCK, panel, slab));
                 }
@@ -143,46 +172,61 @@ impl Panels {
 
     /// A panel over all of k, of `Bf16Tiles`.
     pub(super) fn panel(&self, panel: usize) -> &[Line] {
-        let length = self.steps * self.storage.step_lines();
+        let length = self.storage.lines(self.steps);
         &self.lines[panel * length..][..length]
     }
 
     /// Where a panel of `Bf16Tiles` begins, to be fetched early; it need not exist.
     pub(super) fn panel_start(&self, panel: usize) -> *const Line {
-        self.lines.as_ptr().wrapping_add(panel * self.steps * self.storage.step_lines())
+        self.lines.as_ptr().wrapping_add(panel * self.storage.lines(self.steps))
     }
 
-    /// The weights of one output feature, `[k]`, widened.
-    pub(super) fn column(&self, column: usize, row: &mut [f32]) {
-        let (panel, column) = (column / PANEL, column % PANEL);
-        let per_step = self.storage.step_lines();
-        let blocks = row.chunks_mut(BLOCK * self.storage.step_k());
-        for (block, row) in blocks.enumerate() {
-            let first = block * BLOCK;
+    /// The values of the output features `columns` of `panel`, `[columns, k]`.
+    pub(super) fn rows(&self, panel: usize, columns: Range<usize>, rows: &mut [f32]) {
+        let k = self.k;
+        assert!(rows.len() == columns.len() * k && columns.end <= PANEL);
+        let mut put = |at: usize, column: usize, value: f32| {
+            if at < k {
+                rows[(column - columns.start) * k + at] = value;
+            }
+        };
+        for first in (0..self.steps).step_by(BLOCK) {
             let steps = (self.steps - first).min(BLOCK);
             let slab = match self.storage {
-                Storage::Bf16Tiles => &self.panel(panel)[first * per_step..][..steps * per_step],
+                Storage::Bf16Tiles => {
+                    &self.panel(panel)[self.storage.lines(first)..][..self.storage.lines(steps)]
+                }
                 _ => self.slabs(first, steps, panel..panel + 1),
             };
-            let word = |step: usize, word: usize| slab[step * per_step + word / 16].0[word % 16];
-            match self.storage {
-                Storage::F32 => {
-                    for (step, v) in row.iter_mut().enumerate() {
-                        *v = f32::from_bits(word(step, column));
+            if self.storage.is_compact() {
+                let mut widened = [compact::Unwritten::uninit(); compact::GROUP];
+                for group in (0..steps).step_by(compact::GROUP) {
+                    let widened = &mut widened[..(steps - group).min(compact::GROUP)];
+                    compact::widen(self.storage, slab, group, widened, compact::halves);
+                    for (i, step) in widened.iter().enumerate() {
+                        // SAFETY: `widen` writes all of its output.
+                        let step = unsafe { step.assume_init_ref() };
+                        columns.clone().for_each(|c| put(first + group + i, c, step[c]));
                     }
                 }
-                Storage::Bf16Columns => {
-                    let shift = if column < PANEL / 2 { 16 } else { 0 };
-                    for (step, v) in row.iter_mut().enumerate() {
-                        let pair = word(step, column % (PANEL / 2));
-                        *v = f32::from_bits((pair << shift) & 0xffff_0000);
-                    }
-                }
-                Storage::Bf16Pairs | Storage::Bf16Tiles => {
-                    for (step, pair) in row.chunks_mut(2).enumerate() {
-                        let word = word(step, column);
-                        for (v, bits) in pair.iter_mut().zip([word << 16, word & 0xffff_0000]) {
-                            *v = f32::from_bits(bits);
+                continue;
+            }
+            let words: &[u32] = bytemuck::cast_slice(slab);
+            let step_words = self.storage.lines(1) * LINE_WORDS;
+            for (i, step) in words.chunks_exact(step_words).enumerate() {
+                let at = (first + i) * self.storage.step_k();
+                for c in columns.clone() {
+                    let [below, above] =
+                        [step[c % step_words] << 16, step[c % step_words] & 0xffff_0000]
+                            .map(f32::from_bits);
+                    match self.storage {
+                        Storage::F32 => put(at, c, f32::from_bits(step[c])),
+                        Storage::Bf16Columns => {
+                            put(at, c, if c < step_words { below } else { above })
+                        }
+                        _ => {
+                            put(at, c, below);
+                            put(at + 1, c, above);
                         }
                     }
                 }
@@ -191,11 +235,10 @@ impl Panels {
     }
 
     /// The slabs of `panels` over the block from step `first` of `steps` steps: contiguous, each
-    /// `steps * step_lines` lines.
+    /// `storage.lines(steps)` lines.
     pub(super) fn slabs(&self, first: usize, steps: usize, panels: Range<usize>) -> &[Line] {
-        let per_step = self.storage.step_lines();
-        let start = first * self.count * per_step;
-        let slab = steps * per_step;
+        let start = self.storage.lines(first) * self.count;
+        let slab = self.storage.lines(steps);
         &self.lines[start + panels.start * slab..start + panels.end * slab]
     }
 }
@@ -246,7 +289,10 @@ fn fill_slab(
     // SAFETY: every line was just written, and a line is 16 words, without padding.
     let words =
         unsafe { std::slice::from_raw_parts_mut(slab.as_mut_ptr().cast::<u32>(), slab.len() * 16) };
-    let step_words = storage.step_lines() * 16;
+    if let Storage::Blocks(of) = storage {
+        return fill_blocks(words, parts, k, of, panel, first);
+    }
+    let step_words = storage.lines(1) * LINE_WORDS;
     let k0 = first * storage.step_k();
     let k1 = (k0 + words.len() / step_words * storage.step_k()).min(k);
     let source = |column: usize| row(parts, k, panel * PANEL + column, k0..k1);
@@ -271,6 +317,14 @@ fn fill_slab(
                         *to = word(*below, *above);
                     }
                 }
+                Storage::F16 => {
+                    let below = source(2 * column);
+                    let above = source(2 * column + 1);
+                    for (i, to) in to[..k1 - k0].iter_mut().enumerate() {
+                        *to = half_bits(below, i) | half_bits(above, i) << 16;
+                    }
+                }
+                Storage::Blocks(_) => unreachable!("filled block by block"),
                 Storage::Bf16Pairs | Storage::Bf16Tiles => {
                     let (pairs, odd) =
                         as_bf16(source(column), &mut halves[0][..k1 - k0]).as_chunks();
@@ -284,6 +338,34 @@ fn fill_slab(
             }
         }
         transpose(&group, words, step_words, column);
+    }
+}
+
+/// As [`fill_slab`], for quantised blocks; `words` are zeros.
+fn fill_blocks(
+    words: &mut [u32],
+    parts: &[(Weights<'_>, usize)],
+    k: usize,
+    of: BlockType,
+    panel: usize,
+    first: usize,
+) {
+    let steps = words.len() / of.panel_words() * of.elements();
+    for column in 0..PANEL {
+        let row = row(parts, k, panel * PANEL + column, first..first + steps);
+        let Some(Weights::Blocks(_, row)) = row else { continue };
+        let words = words.chunks_exact_mut(of.panel_words());
+        for (words, block) in words.zip(row.chunks_exact(of.bytes())) {
+            compact::put(of, block, words, column);
+        }
+    }
+}
+
+/// The bits of an element of a row in half precision; zero for no row.
+fn half_bits(row: Option<Weights<'_>>, i: usize) -> u32 {
+    match row {
+        Some(Weights::F16(row)) => row[i].to_bits().into(),
+        _ => 0,
     }
 }
 
@@ -328,6 +410,10 @@ fn row<'a>(
                 Weights::F32(w) => Weights::F32(&w[range]),
                 Weights::Bf16(w) => Weights::Bf16(&w[range]),
                 Weights::F16(w) => Weights::F16(&w[range]),
+                Weights::Blocks(of, w) => {
+                    let blocks = |at: usize| at / of.elements() * of.bytes();
+                    Weights::Blocks(of, &w[blocks(range.start)..blocks(range.end)])
+                }
             });
         }
         index -= rows;
@@ -341,6 +427,7 @@ fn as_f32<'a>(row: Option<Weights<'a>>, buffer: &'a mut [f32]) -> &'a [f32] {
         Some(Weights::F32(w)) => return w,
         Some(Weights::Bf16(w)) => w.convert_to_f32_slice(buffer),
         Some(Weights::F16(w)) => w.convert_to_f32_slice(buffer),
+        Some(Weights::Blocks(..)) => unreachable!("blocks have a storage of their own"),
         None => buffer.fill(0.0),
     }
     buffer
@@ -356,6 +443,7 @@ fn as_bf16<'a>(row: Option<Weights<'a>>, buffer: &'a mut [bf16]) -> &'a [bf16] {
                 *to = bf16::from_f32(from.to_f32());
             }
         }
+        Some(Weights::Blocks(..)) => unreachable!("blocks have a storage of their own"),
         None => buffer.fill(bf16::ZERO),
     }
     buffer

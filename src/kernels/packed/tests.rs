@@ -160,16 +160,127 @@ fn f32_kernels_are_the_promised_chain_bit_for_bit() {
     }
 }
 
+/// Blocks of `rows` rows of `k`, with scales that are plain numbers, and the values they stand for.
+fn blocks(rng: &mut Rng, of: BlockType, rows: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
+    let mut bytes = Vec::new();
+    for _ in 0..rows * k / of.elements() {
+        let start = bytes.len();
+        bytes.extend((0..of.bytes()).map(|_| rng.next() as u8));
+        let block = &mut bytes[start..];
+        let mut half = |at: usize| {
+            block[at..at + 2].copy_from_slice(&f16::from_f32(rng.float() / 64.0).to_le_bytes());
+        };
+        match of {
+            BlockType::Q6K => half(208),
+            BlockType::Q4_0 | BlockType::Q5_0 | BlockType::Q8_0 => half(0),
+            _ => {
+                half(0);
+                half(2);
+            }
+        }
+    }
+    let mut values = Vec::new();
+    of.widen_into(&bytes, &mut values);
+    (bytes, values)
+}
+
+const BLOCK_TYPES: [BlockType; 8] = [
+    BlockType::Q4_0,
+    BlockType::Q4_1,
+    BlockType::Q5_0,
+    BlockType::Q5_1,
+    BlockType::Q8_0,
+    BlockType::Q4K,
+    BlockType::Q5K,
+    BlockType::Q6K,
+];
+
+#[test]
+fn compact_storage_is_the_f32_storage_of_its_values_bit_for_bit() {
+    let mut rng = Rng(12);
+    for (n, k) in [(1, 256), (33, 512), (70, 768), (131, 1536)] {
+        let m = 27;
+        let x = rng.floats(m * k);
+        let halves: Vec<f16> = rng.floats(n * k).into_iter().map(f16::from_f32).collect();
+        let floats: Vec<f32> = halves.iter().map(|v| v.to_f32()).collect();
+        let quantised = BLOCK_TYPES.map(|of| (of, blocks(&mut rng, of, n, k)));
+        let mut kinds = vec![(Weights::F16(&halves), &floats)];
+        kinds.extend(quantised.iter().map(|(of, (b, values))| (Weights::Blocks(*of, b), values)));
+        for isa in isas() {
+            for (compact, values) in &kinds {
+                let compact = pack(isa, *compact, n, k, Precision::F32);
+                let wide = pack(isa, Weights::F32(values), n, k, Precision::F32);
+                for rows in [1, 2, 5, 12, 13, 27] {
+                    let x = &x[..rows * k];
+                    let what = format!("{isa:?} {:?} {rows} {n} {k}", compact.runs[0].storage);
+                    assert!(bits(&matmul(&compact, x)) == bits(&matmul(&wide, x)), "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// A file of mixed types keeps each part in its own; memory is that of the file, but for scales and
+/// for padding.
+#[test]
+fn parts_of_several_types_stand_side_by_side() {
+    let mut rng = Rng(13);
+    let (m, k) = (7, 512);
+    let (q4, q4_values) = blocks(&mut rng, BlockType::Q4K, 64, k);
+    let (q6, q6_values) = blocks(&mut rng, BlockType::Q6K, 40, k);
+    let plain = rng.floats(3 * k);
+    let x = rng.floats(m * k);
+    let parts = [
+        (Weights::Blocks(BlockType::Q4K, &q4), 64),
+        (Weights::Blocks(BlockType::Q6K, &q6), 40),
+        (Weights::F32(&plain), 3),
+    ];
+    let values = [(&q4_values, 64), (&q6_values, 40), (&plain, 3)];
+    for isa in isas() {
+        let layer = PackedLinear::pack_for(isa, &parts, k, Precision::F32).unwrap();
+        assert_eq!(layer.out_features(), 107);
+        let together = matmul(&layer, &x);
+        let mut start = 0;
+        for (values, rows) in values {
+            let alone = matmul(&pack(isa, Weights::F32(values), rows, k, Precision::F32), &x);
+            for (row, alone) in alone.chunks(rows).enumerate() {
+                assert_eq!(bits(&together[row * 107 + start..][..rows]), bits(alone), "{isa:?}");
+            }
+            start += rows;
+        }
+    }
+    let layer = PackedLinear::pack(&parts[..1], k, Precision::F32).unwrap();
+    assert!(layer.bytes() * 100 <= q4.len() * 103, "{} of {}", layer.bytes(), q4.len());
+}
+
+#[test]
+fn rows_that_are_not_whole_blocks_are_refused() {
+    let bytes = [0; 144 * 2];
+    let pack = |n, k| {
+        let parts = [(Weights::Blocks(BlockType::Q4K, &bytes[..]), n)];
+        PackedLinear::pack(&parts, k, Precision::F32).map(|_| ())
+    };
+    assert_eq!(pack(2, 256), Ok(()));
+    assert_eq!(pack(4, 128), Err(PackError::Shape { part: 0, want: 512, got: 512 }));
+    assert_eq!(pack(1, 256), Err(PackError::Shape { part: 0, want: 256, got: 512 }));
+}
+
 #[test]
 fn a_row_depends_on_nothing_but_itself() {
     let mut rng = Rng(3);
-    for (n, k) in [(70, 131), (100, BLOCK + 77), (320, 2 * BLOCK + 3)] {
+    for (n, k) in [(70, 131), (100, BLOCK + 77), (320, 2 * BLOCK + 3), (70, 768)] {
         let m = 45;
         let (x, w) = (rng.floats(m * k), rng.floats(n * k));
         let wb = to_bf16(&w);
         for isa in isas() {
             for precision in [Precision::F32, Precision::Bf16] {
-                for weights in [Weights::F32(&w), Weights::Bf16(&wb)] {
+                let (q6, _) = blocks(&mut rng, BlockType::Q6K, n, k / 256 * 256);
+                let quantised = Weights::Blocks(BlockType::Q6K, &q6);
+                let with_blocks = precision == Precision::F32 && k.is_multiple_of(256);
+                for weights in [Weights::F32(&w), Weights::Bf16(&wb), quantised] {
+                    if matches!(weights, Weights::Blocks(..)) && !with_blocks {
+                        continue;
+                    }
                     let layer = pack(isa, weights, n, k, precision);
                     let alone: Vec<u32> =
                         x.chunks(k).flat_map(|row| bits(&matmul(&layer, row))).collect();
@@ -216,15 +327,10 @@ fn parts_side_by_side_equal_each_alone() {
                 let n = layer.out_features();
                 let mut start = 0;
                 for (weights, rows) in parts.iter().filter(|(_, rows)| *rows > 0) {
-                    let alone = pack(isa, *weights, *rows, k, precision);
-                    // With tiles a bf16 part sums in another order once an f32 part is beside it.
-                    let comparable =
-                        isa != Isa::Amx || alone.panels.storage == layer.panels.storage;
-                    let alone = matmul(&alone, &x);
+                    let alone = matmul(&pack(isa, *weights, *rows, k, precision), &x);
                     for (row, alone) in alone.chunks(*rows).enumerate() {
                         let together = &together[row * n + start..][..*rows];
-                        let same = bits(together) == bits(alone);
-                        assert!(same || !comparable, "{isa:?} {precision:?}");
+                        assert_eq!(bits(together), bits(alone), "{isa:?} {precision:?}");
                     }
                     start += rows;
                 }
@@ -232,9 +338,10 @@ fn parts_side_by_side_equal_each_alone() {
             }
         }
     }
-    // One f32 part makes the layer f32, and the bf16 part beside it stays exact.
+    // Each part keeps its type.
     let mixed = PackedLinear::pack(layouts[0], k, Precision::F32).unwrap();
-    assert_eq!(mixed.panels.storage, Storage::F32);
+    let is_f32: Vec<_> = mixed.runs.iter().map(|run| run.storage == Storage::F32).collect();
+    assert_eq!(is_f32, [true, false]);
     let y = matmul(&mixed, &x);
     assert_close(y[46], &x[..k], &b_floats[6 * k..], "the last of the bf16 part");
 }

@@ -122,7 +122,7 @@ impl Int8Linear {
     fn quantise_for(isa: Isa, layer: &PackedLinear, largest: &[f32]) -> Result<Self, PackError> {
         // The kernels' safety rests on this line: no layer exists for instructions the CPU lacks.
         assert!(isa.available(), "{isa:?} is not available on this CPU");
-        Ok(Self { isa, weights: Weights::quantise(&layer.panels, largest)? })
+        Ok(Self { isa, weights: Weights::quantise(layer, largest)? })
     }
 
     /// The memory that the weights and their scales take.
@@ -247,7 +247,7 @@ unsafe fn run<K: TileKernel>(w: &Weights, x: &[f32], y: &mut [f32]) {
     let threads = rayon::current_num_threads();
     let widest = w.panels().div_ceil(K::panels(1)).max(1);
     let across = w.panels().div_ceil(TASK_PANELS).max((6 * threads).div_ceil(down)).min(widest);
-    let output = Output { start: y.as_mut_ptr() };
+    let output = Output { start: y.as_mut_ptr(), stride: w.n };
     let task = |i: usize| {
         // Tasks that share weights are neighbours, so that mostly one thread reads them.
         let panels = share(w.panels(), across, i / down);

@@ -5,8 +5,8 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::super::PackError;
-use super::super::pack::{Line, PANEL, Panels, reserve};
+use super::super::pack::{Line, PANEL, reserve};
+use super::super::{PackError, PackedLinear};
 use super::{SECTION_STEPS, STEP_K, STEP_LINES, Tile, TileKernel};
 
 /// Values that are rotated together.
@@ -56,8 +56,8 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    pub(super) fn quantise(panels: &Panels, largest: &[f32]) -> Result<Self, PackError> {
-        let (n, k) = (panels.n, panels.k);
+    pub(super) fn quantise(layer: &PackedLinear, largest: &[f32]) -> Result<Self, PackError> {
+        let (n, k) = (layer.n, layer.k);
         assert!(largest.len() == k, "{} inputs were seen of {k}", largest.len());
         let mut outliers: Vec<usize> = (0..k).collect();
         outliers.sort_by(|&a, &b| largest[b].total_cmp(&largest[a]).then(a.cmp(&b)));
@@ -92,14 +92,15 @@ impl Weights {
                 let bytes = size_of_val(lines);
                 std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<u8>(), bytes)
             };
-            let columns = (n - panel * PANEL).min(PANEL);
-            let scales = scales.iter_mut().zip(outlier_scales).take(columns);
-            let mut row = vec![0.0; k];
+            let first = panel * PANEL;
+            let columns = (n - first).min(PANEL);
+            let mut rows = vec![0.0; columns * k];
+            layer.rows(first..first + columns, &mut rows);
+            let scales = rows.chunks_exact(k).zip(scales.iter_mut().zip(outlier_scales));
             let mut work = vec![0.0; weights.padded()];
             let mut codes = vec![0; SECTIONS + weights.padded()];
-            for (column, (scale, outlier_scale)) in scales.enumerate() {
-                panels.column(panel * PANEL + column, &mut row);
-                let found = weights.row(&row, &mut work, &mut codes);
+            for (column, (row, (scale, outlier_scale))) in scales.enumerate() {
+                let found = weights.row(row, &mut work, &mut codes);
                 // The rotation of both sides multiplies by `ROTATED`.
                 *scale = found.scale / ROTATED as f32;
                 *outlier_scale = found.outlier_scale * 128.0;
