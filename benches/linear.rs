@@ -23,8 +23,12 @@ mod kernels {
         Int8,
     }
 
+    #[path = "blocks.rs"]
+    mod blocks;
     #[path = "packed/mod.rs"]
     pub(crate) mod packed;
+
+    pub(crate) use blocks::BlockType;
 }
 
 #[path = "../src/sys"]

@@ -131,7 +131,7 @@ fn score(options: OpenOptions, lines: &[Line], threshold: Option<f64>) -> Result
         }
     }
     let info = guard.info();
-    let backbone = info.backbone_dir.display().to_string();
+    let backbone = info.backbone_path.display().to_string();
     Ok(Side { dtype: info.dtype, device: info.device.clone(), backbone, scores })
 }
 

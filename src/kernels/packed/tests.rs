@@ -161,7 +161,7 @@ fn f32_kernels_are_the_promised_chain_bit_for_bit() {
 }
 
 /// Blocks of `rows` rows of `k`, with scales that are plain numbers, and the values they stand for.
-fn blocks(rng: &mut Rng, of: BlockType, rows: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
+pub(super) fn blocks(rng: &mut Rng, of: BlockType, rows: usize, k: usize) -> (Vec<u8>, Vec<f32>) {
     let mut bytes = Vec::new();
     for _ in 0..rows * k / of.elements() {
         let start = bytes.len();
@@ -184,7 +184,7 @@ fn blocks(rng: &mut Rng, of: BlockType, rows: usize, k: usize) -> (Vec<u8>, Vec<
     (bytes, values)
 }
 
-const BLOCK_TYPES: [BlockType; 8] = [
+pub(super) const BLOCK_TYPES: [BlockType; 8] = [
     BlockType::Q4_0,
     BlockType::Q4_1,
     BlockType::Q5_0,

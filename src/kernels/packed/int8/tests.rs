@@ -1,6 +1,6 @@
 //! Every kernel of this CPU, forced by name, against plain references.
 
-use super::super::tests::{Rng, in_pool, matmul_with};
+use super::super::tests::{BLOCK_TYPES, Rng, blocks, in_pool, matmul_with};
 use super::super::{Precision, Weights as Floats};
 use super::*;
 
@@ -159,23 +159,55 @@ fn a_row_that_is_not_finite_is_nan_and_leaves_the_others_alone() {
     }
 }
 
+/// What a layer was packed in, and by what kernels, must not show: only its values do.
 #[test]
 fn weights_of_every_storage_are_the_same() {
     let mut rng = Rng(6);
-    let (m, n, k) = (3, 70, 1100);
-    let halves: Vec<half::bf16> =
-        rng.floats(n * k).iter().map(|v| half::bf16::from_f32(*v)).collect();
-    let floats: Vec<f32> = halves.iter().map(|v| v.to_f32()).collect();
+    let (m, k) = (3, 1280);
     let x = activations(&mut rng, m, k);
     let largest = largest(&x, k);
-    let want = bits(&matmul(&layer(Isa::Portable, &floats, n, k, &largest), &x));
+    let halves: Vec<half::bf16> =
+        rng.floats(70 * k).iter().map(|v| half::bf16::from_f32(*v)).collect();
+    let singles: Vec<half::f16> =
+        rng.floats(70 * k).iter().map(|v| half::f16::from_f32(*v)).collect();
+    let floats = rng.floats(70 * k);
+    let widened: Vec<f32> = halves.iter().map(|v| v.to_f32()).collect();
+    let mut kinds = vec![
+        (Floats::Bf16(&halves), widened),
+        (Floats::F16(&singles), singles.iter().map(|v| v.to_f32()).collect()),
+        (Floats::F32(&floats), floats.clone()),
+    ];
+    let quantised = BLOCK_TYPES.map(|of| (of, blocks(&mut rng, of, 70, k)));
+    kinds.extend(quantised.iter().map(|(of, (b, v))| (Floats::Blocks(*of, b), v.clone())));
+    let rounded = |packed: &PackedLinear| {
+        let layer = Int8Linear::quantise_for(Isa::Portable, packed, &largest).unwrap();
+        bits(&matmul(&layer, &x))
+    };
+    let of_values = |values: &[f32]| {
+        bits(&matmul(&layer(Isa::Portable, values, values.len() / k, k, &largest), &x))
+    };
+    for isa in super::super::tests::isas() {
+        for (stored, values) in &kinds {
+            let packed = PackedLinear::pack_for(isa, &[(*stored, 70)], k, Precision::F32).unwrap();
+            assert!(rounded(&packed) == of_values(values), "{isa:?} {stored:?}");
+        }
+        // Parts of several types, which do not end where panels do.
+        let parts: Vec<_> = kinds.iter().map(|(stored, _)| (*stored, 70)).collect();
+        let values: Vec<f32> = kinds.iter().flat_map(|(_, values)| values.clone()).collect();
+        let packed = PackedLinear::pack_for(isa, &parts, k, Precision::F32).unwrap();
+        assert!(rounded(&packed) == of_values(&values), "{isa:?}");
+        let packed = PackedLinear::pack_for(isa, &parts[..1], k, Precision::Bf16).unwrap();
+        assert!(rounded(&packed) == of_values(&kinds[0].1), "{isa:?} rounded to bf16");
+    }
+    // An odd number of inputs, in pairs.
+    let (k, largest) = (1101, &largest[..1101]);
+    let want = bits(&matmul(&layer(Isa::Portable, &kinds[0].1[..9 * k], 9, k, largest), &x[..k]));
     for isa in super::super::tests::isas() {
         for precision in [Precision::F32, Precision::Bf16] {
-            let parts =
-                [(Floats::Bf16(&halves[..20 * k]), 20), (Floats::Bf16(&halves[20 * k..]), 50)];
+            let parts = [(Floats::Bf16(&halves[..9 * k]), 9)];
             let packed = PackedLinear::pack_for(isa, &parts, k, precision).unwrap();
-            let layer = Int8Linear::quantise_for(Isa::Portable, &packed, &largest).unwrap();
-            assert!(bits(&matmul(&layer, &x)) == want, "{isa:?} {precision:?}");
+            let layer = Int8Linear::quantise_for(Isa::Portable, &packed, largest).unwrap();
+            assert!(bits(&matmul(&layer, &x[..k])) == want, "{isa:?} {precision:?}");
         }
     }
 }
