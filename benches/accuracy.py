@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Make two guards over a real backbone, and texts, on which dtypes are compared.
+"""What each dtype, and each quantised backbone, does to the scores of real texts.
 
     python benches/accuracy.py --backbone DIR --data DATA_DIR --out OUT
-    siren compare --model OUT/trained --dtype f32 --against-dtype int8 --jsonl OUT/texts.jsonl
 
 DIR is a Llama checkpoint in f32, such as the SmolLM2-135M that tests/parity/smollm2.py writes;
 DATA_DIR holds guard_train.jsonl.gz, hatecheck_cases.csv and hh_harmless_test.jsonl.gz. OUT gets
@@ -11,9 +10,12 @@ DATA_DIR holds guard_train.jsonl.gz, hatecheck_cases.csv and hh_harmless_test.js
     random/       one on the same neurons whose head is random, scaled so that the scores of those
                   texts spread over (0, 1): it reads much of what a trained head ignores
     texts.jsonl   --texts others, a third each from guard_train, HateCheck and the dialogues
+    gguf/         the backbones of these guards and of the demo guard in Q8_0, Q4_0 and Q4_K
 
-The backbone's states are computed here, in numpy. Nothing of OUT belongs in the repository.
-Requirements: Python 3.10+, numpy, safetensors and tokenizers.
+and then `siren compare` holds every mode against f32 on the weights as they are; the table goes to
+standard output. The backbone's states for the heads are computed here, in numpy. As llama.cpp does,
+rows that are not a multiple of 256 get Q5_0 instead of Q4_K. Nothing of OUT belongs in the repository.
+Requirements: Python 3.10+, numpy, safetensors, tokenizers and gguf; a built `siren`.
 """
 
 import argparse
@@ -21,13 +23,20 @@ import csv
 import gzip
 import json
 import random
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFWriter
+from gguf.quants import quantize
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
+HERE = Path(__file__).parent
 SEED = 20261125
+TYPES = [Type.Q8_0, Type.Q4_0, Type.Q4_K]
 LAYERS = [4, 11, 18, 24, 29]
 NEURONS = 32  # a layer
 HIDDEN = 24  # of the head
@@ -175,6 +184,122 @@ def write(folder: Path, backbone: Path, chosen, mean, deviation, head):
     save_file(tensors, folder / "siren.safetensors")
 
 
+# What a checkpoint's tensors are called in a GGUF file.
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def tensors(file: Path):
+    """(name, f32 values) of a safetensors file in f32 or bf16."""
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    for name, info in json.loads(raw[8 : 8 + length]).items():
+        if name != "__metadata__":
+            start, end = (8 + length + at for at in info["data_offsets"])
+            if info["dtype"] == "BF16":
+                values = (np.frombuffer(raw[start:end], "<u2").astype("<u4") << 16).view("<f4")
+            else:
+                values = np.frombuffer(raw[start:end], {"F32": "<f4"}[info["dtype"]])
+            yield name, values.reshape(info["shape"])
+
+
+def k_blocks(values):
+    """Q4_K: of 32 values a scale and a minimum, of 256 those of the scales; no search for better."""
+    blocks = values.reshape(-1, 8, 32)
+    low = np.minimum(blocks.min(2), 0)
+    scales, mins = (blocks.max(2) - low) / 15, -low
+    half = lambda largest: (largest.max(1, keepdims=True) / 63).astype("<f2")
+    six = lambda all, d: np.rint(all / np.maximum(d.astype(np.float32), 1e-20)).clip(0, 63)
+    d, m = half(scales), half(mins)
+    scales, mins = six(scales, d).astype(np.uint8), six(mins, m).astype(np.uint8)
+    step = (d.astype(np.float32) * scales)[:, :, None]
+    offset = (m.astype(np.float32) * mins)[:, :, None]
+    q = np.rint((blocks + offset) / np.where(step > 0, step, 1)).clip(0, 15).astype(np.uint8)
+    packed = np.empty((len(blocks), 12), np.uint8)
+    packed[:, :4] = scales[:, :4] | scales[:, 4:] >> 4 << 6
+    packed[:, 4:8] = mins[:, :4] | mins[:, 4:] >> 4 << 6
+    packed[:, 8:] = scales[:, 4:] & 15 | (mins[:, 4:] & 15) << 4
+    nibbles = (q[:, 0::2] | q[:, 1::2] << 4).reshape(len(blocks), 128)
+    parts = [d.view(np.uint8), m.view(np.uint8), packed, nibbles]
+    return np.concatenate(parts, 1).reshape(len(values), -1)
+
+
+def write_gguf(backbone: Path, folder: Path, of: Type):
+    """The backbone with its linear layers and embeddings in `of`, its tokenizer beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    c = json.loads((backbone / "config.json").read_text())
+    arch = c["model_type"]
+    writer = GGUFWriter(folder / f"{of.name}.gguf", arch)
+    writer.add_context_length(c["max_position_embeddings"])
+    writer.add_embedding_length(c["hidden_size"])
+    writer.add_block_count(c["num_hidden_layers"])
+    writer.add_feed_forward_length(c["intermediate_size"])
+    writer.add_head_count(c["num_attention_heads"])
+    writer.add_head_count_kv(c["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
+    writer.add_rope_freq_base(c["rope_theta"])
+    writer.add_key_length(c["head_dim"])
+    writer.add_value_length(c["head_dim"])
+    heads = {"q_proj": c["num_attention_heads"], "k_proj": c["num_key_value_heads"]}
+    for file in sorted(backbone.glob("*.safetensors")):
+        for name, values in tensors(file):
+            short = name.removeprefix("model.")
+            if short in ("embed_tokens.weight", "norm.weight"):
+                stored = {"e": "token_embd.weight", "n": "output_norm.weight"}[short[0]]
+            else:
+                _, layer, rest = short.split(".", 2)
+                stem, kind = rest.rsplit(".", 1)
+                stored = f"blk.{layer}.{NAMES[stem]}.{kind}"
+                # The converter's order of a Llama's query and key rows (its `permute`).
+                if arch == "llama" and (count := heads.get(stem.split(".")[-1])):
+                    parts = values.reshape(count, 2, -1, values.shape[1])
+                    values = np.ascontiguousarray(parts.swapaxes(1, 2)).reshape(values.shape)
+            kind = of
+            if values.ndim == 1:
+                kind = Type.F32
+            elif of == Type.Q4_K and values.shape[1] % 256:
+                kind = Type.Q5_0
+            raw = k_blocks(values) if kind == Type.Q4_K else quantize(values, kind)
+            writer.add_tensor(stored, raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(backbone / name, folder / name)
+
+
+def compare(siren: Path, guard: Path, texts: Path, against: list):
+    command = [siren, "compare", "--model", guard, "--dtype", "f32", *against, "--jsonl", "--json", texts]
+    ran = subprocess.run([str(part) for part in command], capture_output=True, check=True, text=True)
+    return json.loads(ran.stdout)
+
+
+def table(siren: Path, out: Path, guards: dict):
+    """`guards`: name -> (directory, folder of its GGUF files)."""
+    print("| guard | backbone | dtype | median | 99th percentile | worst | decisions changed |")
+    print("|---|---|---|--:|--:|--:|--:|")
+    for name, (guard, files) in guards.items():
+        modes = [("as it is", dtype, []) for dtype in ("bf16", "int8")]
+        modes += [(of.name, dtype, ["--against-backbone", files / f"{of.name}.gguf"])
+                  for of in TYPES for dtype in ("f32", "int8")]
+        for backbone, dtype, more in modes:
+            found = compare(siren, guard, out / "texts.jsonl", ["--against-dtype", dtype, *more])
+            apart = [f"{found['difference'][q]:.4f}" for q in ("median", "p99", "worst")]
+            print("|", " | ".join([name, backbone, dtype, *apart, str(found["changed"])]), "|", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", type=Path, required=True)
@@ -182,6 +307,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--train", type=int, default=1200)
     parser.add_argument("--texts", type=int, default=1000)
+    parser.add_argument("--siren", type=Path, default=HERE / "../target/release/siren")
     args = parser.parse_args()
 
     draw, rng = random.Random(SEED), np.random.default_rng(SEED)
@@ -209,6 +335,15 @@ def main():
     x = (features - mean) / deviation
     write(args.out / "trained", args.backbone, chosen, mean, deviation, train_head(x, labels, rng))
     write(args.out / "random", args.backbone, chosen, mean, deviation, random_head(x, rng))
+
+    demo = HERE / "../models/demo"
+    smollm2, small = args.out / "gguf/smollm2", args.out / "gguf/demo"
+    for of in TYPES:
+        write_gguf(args.backbone, smollm2, of)
+        write_gguf(demo / "backbone", small, of)
+    guards = {"demo": (demo, small), "SmolLM2, trained head": (args.out / "trained", smollm2),
+              "SmolLM2, random head": (args.out / "random", smollm2)}
+    table(args.siren, args.out, guards)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,10 @@ mod peaks {
         let x = _mm512_set1_ps(black_box(0.5));
         let mut sums = [_mm512_setzero_ps(); SUMS];
         for _ in 0..TIMES {
-            sums = sums.map(|sum| _mm512_fmadd_ps(x, x, sum));
+            // (`map` would be a call, without the instruction.)
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(x, x, *sum);
+            }
         }
         black_box(sums);
     }
@@ -161,7 +164,9 @@ mod peaks {
         let x: __m512bh = unsafe { std::mem::transmute(_mm512_set1_epi32(black_box(0x3f00_3f00))) };
         let mut sums = [_mm512_setzero_ps(); SUMS];
         for _ in 0..TIMES {
-            sums = sums.map(|sum| _mm512_dpbf16_ps(sum, x, x));
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, x, x);
+            }
         }
         black_box(sums);
     }
@@ -171,7 +176,9 @@ mod peaks {
         let x = _mm512_set1_epi32(black_box(0x0102_0304));
         let mut sums = [_mm512_setzero_si512(); SUMS];
         for _ in 0..TIMES {
-            sums = sums.map(|sum| _mm512_dpbusd_epi32(sum, x, x));
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, x, x);
+            }
         }
         black_box(sums);
     }

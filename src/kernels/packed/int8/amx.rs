@@ -7,12 +7,15 @@ use std::mem::MaybeUninit;
 
 use super::super::amx::{SIDE, Tiles};
 use super::quantise::{RowScales, Weights};
-use super::{PANEL, SECTION_STEPS, STEP_LINES, Tile, TileKernel, avx512};
+use super::{Line, PANEL, SECTION_STEPS, STEP_LINES, Tile, TileKernel, avx512};
 
 /// Steps of a tile.
 const TILE_STEPS: usize = 16;
 /// Bytes of the panel that a tile takes.
 const TILE_BYTES: usize = TILE_STEPS * STEP_LINES * 64;
+
+/// Bytes of a tile of codes.
+const ROWS_BYTES: usize = SIDE * 64;
 
 const _: () = assert!(SECTION_STEPS == TILE_STEPS);
 
@@ -26,6 +29,7 @@ impl TileKernel for Kernel {
     type Registers = Tiles;
 
     const MAX_ROWS: usize = 2 * SIDE;
+    const STRIP: usize = SIDE;
 
     fn panels(_rows: usize) -> usize {
         1
@@ -40,23 +44,31 @@ impl TileKernel for Kernel {
         assert!(panels == 1);
         tiles.shape(rows);
         let mut sums = [const { Sums([[MaybeUninit::uninit(); PANEL]; 2 * SIDE]) }; 3];
+        let mut ahead = t.ahead;
         let sections = [(0, 1), (1, 1), (2, t.steps / TILE_STEPS)];
         for (sums, (first, steps)) in sums.iter_mut().zip(sections) {
             // SAFETY: the caller's tile has these sections, each of whole tiles.
-            unsafe { dots(&t, rows, first, steps, sums) };
+            unsafe { dots(&t, rows, first, steps, sums, &mut ahead) };
         }
         // SAFETY: the sums of `rows` rows were just written.
         unsafe { store(&t, rows, &sums) };
     }
 }
 
-/// Writes the sums of `steps` tiles along k, from tile `first` on.
+/// Writes the sums of `steps` tiles along k, from tile `first` on, and fetches what is `ahead`.
 ///
 /// # Safety
 /// As [`TileKernel::tile`]; the tile registers have the shapes for `rows` rows, and `steps` is not 0.
-unsafe fn dots(t: &Tile, rows: usize, first: usize, steps: usize, sums: &mut Sums) {
-    let stride = t.codes_stride * size_of::<u32>();
-    let upper = t.codes.wrapping_add(first * TILE_STEPS);
+unsafe fn dots(
+    t: &Tile,
+    rows: usize,
+    first: usize,
+    steps: usize,
+    sums: &mut Sums,
+    ahead: &mut *const Line,
+) {
+    let strip = SIDE * t.codes_stride;
+    let upper = t.codes.wrapping_byte_add(first * ROWS_BYTES);
     let slab = t.panel.wrapping_byte_add(first * TILE_BYTES);
     let sums = sums.0.as_mut_ptr();
     /// Multiplies along k by `$products`, of one strip of 16 rows or of two.
@@ -67,17 +79,28 @@ unsafe fn dots(t: &Tile, rows: usize, first: usize, steps: usize, sums: &mut Sum
                 "tileloadd tmm6, [{slab} + {pair}]",
                 "tileloadd tmm7, [{slab} + {pair} + 64]",
                 $products,
+                "mov {left}, {fetch}",
+                "3:",
+                "prefetcht1 [{ahead}]",
+                "prefetcht1 [{ahead} + 64]",
+                "add {ahead}, 128",
+                "sub {left}, 2",
+                "ja 3b",
                 "add {slab}, {bytes}",
-                "add {upper}, 64",
-                "add {lower}, 64",
+                "add {upper}, {rows}",
+                "add {lower}, {rows}",
                 "dec {steps}",
                 "jnz 2b",
                 slab = inout(reg) slab => _,
                 upper = inout(reg) upper => _,
-                lower = inout(reg) upper.wrapping_byte_add(SIDE * stride) => _,
+                lower = inout(reg) upper.wrapping_add(strip) => _,
+                ahead = inout(reg) *ahead,
                 steps = inout(reg) steps => _,
+                left = out(reg) _,
+                fetch = in(reg) t.fetch,
                 pair = in(reg) STEP_LINES * 64,
-                row = in(reg) stride,
+                row = in(reg) 64usize,
+                rows = const ROWS_BYTES,
                 bytes = const TILE_BYTES,
                 options(nostack, readonly),
             )
@@ -89,10 +112,10 @@ unsafe fn dots(t: &Tile, rows: usize, first: usize, steps: usize, sums: &mut Sum
         if rows > SIDE {
             asm!("tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
             along_k!(
-                "tileloadd tmm4, [{upper} + {row}]
+                "tileloaddt1 tmm4, [{upper} + {row}]
                  tdpbsud tmm0, tmm4, tmm6
                  tdpbsud tmm1, tmm4, tmm7
-                 tileloadd tmm5, [{lower} + {row}]
+                 tileloaddt1 tmm5, [{lower} + {row}]
                  tdpbsud tmm2, tmm5, tmm6
                  tdpbsud tmm3, tmm5, tmm7"
             );
@@ -100,7 +123,7 @@ unsafe fn dots(t: &Tile, rows: usize, first: usize, steps: usize, sums: &mut Sum
                 sums = in(reg) sums.add(SIDE), n = in(reg) PANEL * 4, options(nostack));
         } else {
             along_k!(
-                "tileloadd tmm4, [{upper} + {row}]
+                "tileloaddt1 tmm4, [{upper} + {row}]
                  tdpbsud tmm0, tmm4, tmm6
                  tdpbsud tmm1, tmm4, tmm7"
             );

@@ -57,6 +57,8 @@ const STEP_LINES: usize = 2;
 const ROWS: usize = 32;
 /// Bytes of codes that a task works on, so that they stay in the cache beside a panel.
 const TASK_BYTES: usize = 512 << 10;
+/// How far ahead of a tile, in lines, weights are fetched that no other tile of a task reads.
+const LINES_AHEAD: usize = 256;
 /// Panels of a task at the most.
 const TASK_PANELS: usize = 16;
 
@@ -179,15 +181,19 @@ impl Int8Linear {
 /// What one call of a tile kernel works on.
 #[derive(Clone, Copy)]
 struct Tile {
-    /// Codes of the first row, by words of a step.
+    /// Codes of the first row, by words of a step; see [`TileKernel::STRIP`].
     codes: *const u32,
-    /// Words from one row of codes to the next.
+    /// Words of a row of codes.
     codes_stride: usize,
     /// What goes with each row of codes.
     rows: *const RowScales,
     /// The first panel; the others follow, `panel_lines` apart.
     panel: *const Line,
     panel_lines: usize,
+    /// Weights that a kernel may fetch meanwhile, and how many lines for each 32 that it reads: they
+    /// need not exist.
+    ahead: *const Line,
+    fetch: usize,
     /// Words of outlier columns in the first section, half of those in the second.
     outlier_words: usize,
     /// Steps of the rotated section.
@@ -209,8 +215,11 @@ trait TileKernel {
     /// What a thread holds between the tiles of a task.
     type Registers: Default;
 
-    /// The most rows of a tile, at most [`ROWS`].
+    /// The most rows of a tile, at most [`ROWS`]; a multiple of [`Self::STRIP`].
     const MAX_ROWS: usize;
+    /// Rows whose codes lie interleaved, a cache line of each in turns. Where there are several, all
+    /// tiles but the last have `MAX_ROWS` rows.
+    const STRIP: usize = 1;
 
     /// How many panels a tile of `rows` rows spans where there are as many.
     fn panels(rows: usize) -> usize;
@@ -254,7 +263,7 @@ unsafe fn run<K: TileKernel>(w: &Weights, x: &[f32], y: &mut [f32]) {
         let tiles_here = share(tiles, down, i % down);
         // SAFETY: distinct tasks have distinct pairs of panel and tile ranges, which do not overlap;
         // `y` is m rows of n and outlives the tasks; the CPU is the caller's promise.
-        unsafe { task::<K>(w, codes, output, tiles, tiles_here, panels) }
+        unsafe { task::<K>(w, codes, output, tiles_here, panels) }
     };
     if threads == 1 || across * down == 1 {
         (0..across * down).for_each(task);
@@ -263,7 +272,15 @@ unsafe fn run<K: TileKernel>(w: &Weights, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// One task: the row tiles `tiles` out of `all_tiles`, and `panels`.
+/// The rows of a tile of the kernels `K`, out of `m`.
+fn rows_of<K: TileKernel>(m: usize, tile: usize) -> Range<usize> {
+    if K::STRIP == 1 {
+        return share(m, m.div_ceil(K::MAX_ROWS), tile);
+    }
+    tile * K::MAX_ROWS..m.min((tile + 1) * K::MAX_ROWS)
+}
+
+/// One task: the row tiles `tiles`, and `panels`.
 ///
 /// # Safety
 /// `y` points at as many rows of `w.n` as there are of codes, and nobody else uses those rows and
@@ -272,12 +289,11 @@ unsafe fn task<K: TileKernel>(
     w: &Weights,
     codes: &Codes,
     y: Output,
-    all_tiles: usize,
     tiles: Range<usize>,
     panels: Range<usize>,
 ) {
     let m = codes.rows.len();
-    let most = K::panels(share(m, all_tiles, tiles.start).len());
+    let most = K::panels(rows_of::<K>(m, tiles.start).len());
     let mut registers = K::Registers::default();
     let mut panel = panels.start;
     while panel < panels.end {
@@ -285,7 +301,7 @@ unsafe fn task<K: TileKernel>(
         let whole = (w.n / PANEL).min(panels.end).saturating_sub(panel);
         let width = if whole >= most { most } else { 1 };
         for tile in tiles.clone() {
-            let rows = share(m, all_tiles, tile);
+            let rows = rows_of::<K>(m, tile);
             let mut at = panel;
             while at < panel + width {
                 // The last tile may have a row less, and then span more panels, or fewer.
@@ -295,6 +311,14 @@ unsafe fn task<K: TileKernel>(
                 let corner = unsafe { y.start.add(rows.start * w.n + at * PANEL) };
                 let mut call = w.tile(codes, rows.start, at);
                 (call.y, call.y_stride) = (corner, w.n);
+                // Each tile fetches its share of the panel after this one, or one what it reads soon.
+                (call.ahead, call.fetch) = match tiles.len() {
+                    1 => (call.panel.wrapping_add(LINES_AHEAD), 32),
+                    all => {
+                        let done = call.panel_lines * (tile - tiles.start) / all;
+                        (call.panel.wrapping_add(call.panel_lines + done), 32usize.div_ceil(all))
+                    }
+                };
                 if whole > 0 {
                     // SAFETY: the tile's rows and whole panels lie inside `y` and belong to this
                     // task, and codes and weights have them. The CPU is the caller's promise.

@@ -27,7 +27,7 @@ const SECTIONS: usize = 2 * SECTION_STEPS * STEP_K;
 const ZERO: u8 = 128;
 
 /// What goes with a row of codes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct RowScales {
     pub(super) scale: f32,
     pub(super) outlier_scale: f32,
@@ -38,7 +38,7 @@ pub(super) struct RowScales {
 /// Rows of activations as codes.
 pub(super) struct Codes {
     lines: Vec<Line>,
-    /// Words from one row to the next.
+    /// Words of a row.
     pub(super) stride: usize,
     pub(super) rows: Vec<RowScales>,
 }
@@ -156,6 +156,8 @@ impl Weights {
             rows: &raw const codes.rows[row],
             panel: &raw const self.lines[panel * panel_lines],
             panel_lines,
+            ahead: std::ptr::null(),
+            fetch: 0,
             outlier_words: self.slots() / STEP_K,
             steps: self.padded() / STEP_K,
             scales: &raw const self.scales[panel * PANEL],
@@ -171,29 +173,36 @@ impl Weights {
     /// The CPU has the instructions of `K`.
     pub(super) unsafe fn codes<K: TileKernel>(&self, x: &[f32]) -> Codes {
         let m = x.len() / self.k;
-        let length = SECTIONS + self.padded();
+        let code_lines = (SECTIONS + self.padded()) / size_of::<Line>();
         // A line more, so that the rows of a tile do not share one set of the L1 cache.
-        let row_lines = length.div_ceil(size_of::<Line>()) + 1;
-        let mut lines: Vec<Line> = Vec::with_capacity(m * row_lines);
-        let mut rows = Vec::with_capacity(m);
-        lines.spare_capacity_mut()[..m * row_lines]
-            .par_chunks_exact_mut(row_lines)
-            .zip(x.par_chunks_exact(self.k))
-            .map_init(
-                || vec![0.0; self.padded()],
-                |work, (lines, x)| {
-                    lines.fill(MaybeUninit::new(Line([0; 16])));
-                    // SAFETY: the lines were just written, and are plain bytes.
-                    let codes = unsafe {
-                        std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<i8>(), length)
-                    };
-                    // SAFETY: the CPU is the caller's promise.
-                    unsafe { K::row(self, x, work, codes) }
+        let row_lines = code_lines + 1;
+        let len = m.div_ceil(K::STRIP) * K::STRIP * row_lines;
+        let mut lines: Vec<Line> = Vec::with_capacity(len);
+        let mut rows = vec![RowScales::default(); m];
+        lines.spare_capacity_mut()[..len]
+            .par_chunks_exact_mut(K::STRIP * row_lines)
+            .zip(x.par_chunks(K::STRIP * self.k).zip(rows.par_chunks_mut(K::STRIP)))
+            .for_each_init(
+                || (vec![0.0; self.padded()], vec![Line([0; 16]); row_lines]),
+                |(work, codes), (strip, (x, scales))| {
+                    for r in 0..K::STRIP {
+                        match x.get(r * self.k..(r + 1) * self.k) {
+                            Some(x) => {
+                                let codes = bytemuck::cast_slice_mut(&mut codes[..code_lines]);
+                                // SAFETY: the CPU is the caller's promise.
+                                scales[r] = unsafe { K::row(self, x, work, codes) };
+                            }
+                            None => codes.fill(Line([0; 16])),
+                        }
+                        for (to, line) in strip[r..].iter_mut().step_by(K::STRIP).zip(&*codes) {
+                            to.write(*line);
+                        }
+                    }
+                    // The sections' unused places stay zero: no row writes them.
                 },
-            )
-            .collect_into_vec(&mut rows);
-        // SAFETY: every row wrote all of its lines.
-        unsafe { lines.set_len(m * row_lines) };
+            );
+        // SAFETY: every strip wrote all of its lines.
+        unsafe { lines.set_len(len) };
         Codes { lines, stride: row_lines * size_of::<Line>() / size_of::<u32>(), rows }
     }
 
