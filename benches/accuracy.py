@@ -14,7 +14,8 @@ DATA_DIR holds guard_train.jsonl.gz, hatecheck_cases.csv and hh_harmless_test.js
 
 and then `siren compare` holds every mode against f32 on the weights as they are; the table goes to
 standard output. The backbone's states for the heads are computed here, in numpy. As llama.cpp does,
-rows that are not a multiple of 256 get Q5_0 instead of Q4_K. Nothing of OUT belongs in the repository.
+rows that are not a multiple of 256 get Q5_0 instead of Q4_K. Nothing of OUT belongs in the
+repository.
 Requirements: Python 3.10+, numpy, safetensors, tokenizers and gguf; a built `siren`.
 """
 
@@ -215,7 +216,7 @@ def tensors(file: Path):
 
 
 def k_blocks(values):
-    """Q4_K: of 32 values a scale and a minimum, of 256 those of the scales; no search for better."""
+    """Q4_K: of 32 values a scale and a minimum, of 256 those of these; no search for better."""
     blocks = values.reshape(-1, 8, 32)
     low = np.minimum(blocks.min(2), 0)
     scales, mins = (blocks.max(2) - low) / 15, -low
@@ -281,8 +282,9 @@ def write_gguf(backbone: Path, folder: Path, of: Type):
 
 
 def compare(siren: Path, guard: Path, texts: Path, against: list):
-    command = [siren, "compare", "--model", guard, "--dtype", "f32", *against, "--jsonl", "--json", texts]
-    ran = subprocess.run([str(part) for part in command], capture_output=True, check=True, text=True)
+    command = [siren, "compare", "--model", guard, "--dtype", "f32", *against]
+    command = [str(part) for part in [*command, "--jsonl", "--json", texts]]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(ran.stdout)
 
 
@@ -297,7 +299,8 @@ def table(siren: Path, out: Path, guards: dict):
         for backbone, dtype, more in modes:
             found = compare(siren, guard, out / "texts.jsonl", ["--against-dtype", dtype, *more])
             apart = [f"{found['difference'][q]:.4f}" for q in ("median", "p99", "worst")]
-            print("|", " | ".join([name, backbone, dtype, *apart, str(found["changed"])]), "|", flush=True)
+            cells = [name, backbone, dtype, *apart, str(found["changed"])]
+            print("|", " | ".join(cells), "|", flush=True)
 
 
 def main():
