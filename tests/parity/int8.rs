@@ -8,6 +8,10 @@ use siren::{Dtype, Guard, Input};
 use crate::vectors::{Vector, Vectors};
 use crate::{SMALL, fixture, gguf, options, worst_alone};
 
+/// Of tiny models with random weights, whose sums are of few products and whose scores hang on every
+/// one of them. Real ones are nearer: see `the_demo_guard_decides_the_same`.
+const NOISE: f64 = 0.06;
+
 fn open(model: &Path, backbone: &Path, threads: usize) -> Guard {
     let mut options = options(model, backbone);
     (options.dtype, options.threads) = (Dtype::Int8, Some(threads));
@@ -30,13 +34,12 @@ fn worst(model: &Path, backbone: &Path) -> f64 {
     worst_alone(&open(model, backbone, 2), &vectors, |v| v.score)
 }
 
-/// Random weights, whose scores hang on every value; real ones are nearer.
 #[test]
 fn small_guards_are_near_the_reference() {
     for name in SMALL {
         let worst = worst(&fixture(name), &fixture(name).join("backbone"));
         println!("{name}: worst int8 difference {worst:.2e}");
-        assert!(worst > 0.0 && worst <= 0.03, "{name}: {worst:e}");
+        assert!(worst > 0.0 && worst <= NOISE, "{name}: {worst:e}");
     }
 }
 
@@ -45,7 +48,7 @@ fn gguf_blocks_are_rounded_anew() {
     for name in ["qwen3-mixed", "llama-k", "llama-half"] {
         let worst = worst(&gguf::fixture(name), &gguf::fixture(name).join("backbone.gguf"));
         println!("{name}: worst int8 difference {worst:.2e}");
-        assert!(worst > 0.0 && worst <= 0.03, "{name}: {worst:e}");
+        assert!(worst > 0.0 && worst <= NOISE, "{name}: {worst:e}");
     }
 }
 
@@ -59,15 +62,22 @@ fn the_demo_guard_decides_the_same() {
     let (mut texts, mut changed, mut differences) = (0, 0, vec![]);
     for row in rows.lines() {
         let row: Value = serde_json::from_str(row).unwrap();
-        let (text, expected) = (row["text"].as_str().unwrap(), row["score"].as_f64().unwrap());
-        let score = guard.score(Input::Text(text), None).unwrap();
+        let part = |key: &str| row[key].as_str();
+        let input = match part("text") {
+            Some(text) => Input::Text(text),
+            None => Input::Exchange { prompt: part("prompt"), response: part("response") },
+        };
+        let score = guard.score(input, None).unwrap();
+        let expected = row["score"].as_f64().unwrap();
         texts += 1;
         changed += usize::from(score.is_harmful != (expected >= threshold));
         differences.push((score.score - expected).abs());
     }
     differences.sort_by(f64::total_cmp);
     let (median, worst) = (differences[texts / 2], differences[texts - 1]);
-    println!("demo: int8 differs by {median:.1e} in the median, {worst:.1e} at most");
+    println!(
+        "demo: {changed} of {texts} changed, int8 differs by {median:.1e} in the median, {worst:.1e} at most"
+    );
     assert!(texts > 80 && worst <= 0.02, "{worst}");
     assert!(changed * 200 <= texts, "{changed} of {texts} decisions changed");
 }
