@@ -43,6 +43,15 @@ pub(super) struct Codes {
     pub(super) rows: Vec<RowScales>,
 }
 
+/// Lines that rows of codes are written to, each its own.
+#[derive(Clone, Copy)]
+struct Shared(*mut MaybeUninit<Line>);
+
+// SAFETY: rows write disjoint lines, and are done before the lines are read.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
 /// Weights as codes.
 pub(super) struct Weights {
     lines: Vec<Line>,
@@ -179,29 +188,33 @@ impl Weights {
         let len = m.div_ceil(K::STRIP) * K::STRIP * row_lines;
         let mut lines: Vec<Line> = Vec::with_capacity(len);
         let mut rows = vec![RowScales::default(); m];
-        lines.spare_capacity_mut()[..len]
-            .par_chunks_exact_mut(K::STRIP * row_lines)
-            .zip(x.par_chunks(K::STRIP * self.k).zip(rows.par_chunks_mut(K::STRIP)))
-            .for_each_init(
-                || (vec![0.0; self.padded()], vec![Line([0; 16]); row_lines]),
-                |(work, codes), (strip, (x, scales))| {
-                    for r in 0..K::STRIP {
-                        match x.get(r * self.k..(r + 1) * self.k) {
-                            Some(x) => {
-                                let codes = bytemuck::cast_slice_mut(&mut codes[..code_lines]);
-                                // SAFETY: the CPU is the caller's promise.
-                                scales[r] = unsafe { K::row(self, x, work, codes) };
-                            }
-                            None => codes.fill(Line([0; 16])),
-                        }
-                        for (to, line) in strip[r..].iter_mut().step_by(K::STRIP).zip(&*codes) {
-                            to.write(*line);
-                        }
-                    }
-                    // The sections' unused places stay zero: no row writes them.
-                },
-            );
-        // SAFETY: every strip wrote all of its lines.
+        let spare = &mut lines.spare_capacity_mut()[..len];
+        let place = |row: usize, line: usize| {
+            (row / K::STRIP * row_lines + line) * K::STRIP + row % K::STRIP
+        };
+        for row in m..m.next_multiple_of(K::STRIP) {
+            (0..row_lines).for_each(|line| {
+                spare[place(row, line)].write(Line([0; 16]));
+            });
+        }
+        let spare = Shared(spare.as_mut_ptr());
+        // By rows and not by strips: few rows are to occupy all threads.
+        rows.par_iter_mut().zip(x.par_chunks_exact(self.k)).enumerate().for_each_init(
+            || (vec![0.0; self.padded()], vec![Line([0; 16]); row_lines]),
+            |(work, codes), (row, (scales, x))| {
+                let spare = spare;
+                // The sections' unused places stay zero: no row writes them.
+                let written = bytemuck::cast_slice_mut(&mut codes[..code_lines]);
+                // SAFETY: the CPU is the caller's promise.
+                *scales = unsafe { K::row(self, x, work, written) };
+                for (i, line) in codes.iter().enumerate() {
+                    // SAFETY: inside the `len` lines, by `row < m` and `i < row_lines`; no other row
+                    // has this place.
+                    unsafe { spare.0.add(place(row, i)).write(MaybeUninit::new(*line)) };
+                }
+            },
+        );
+        // SAFETY: every row of every strip wrote all of its lines.
         unsafe { lines.set_len(len) };
         Codes { lines, stride: row_lines * size_of::<Line>() / size_of::<u32>(), rows }
     }
