@@ -71,21 +71,47 @@ unsafe fn dots(
     let upper = t.codes.wrapping_byte_add(first * ROWS_BYTES);
     let slab = t.panel.wrapping_byte_add(first * TILE_BYTES);
     let sums = sums.0.as_mut_ptr();
-    /// Multiplies along k by `$products`, of one strip of 16 rows or of two.
+    /// The products of one step, of one strip of 16 rows or of two, whose codes `$load` loads.
+    macro_rules! one_strip {
+        ($load:literal) => {
+            concat!(
+                $load,
+                " tmm4, [{upper} + {row}]\n",
+                "tdpbsud tmm0, tmm4, tmm6\n",
+                "tdpbsud tmm1, tmm4, tmm7",
+            )
+        };
+    }
+    macro_rules! two_strips {
+        ($load:literal) => {
+            concat!(
+                one_strip!($load),
+                "\n",
+                $load,
+                " tmm5, [{lower} + {row}]\n",
+                "tdpbsud tmm2, tmm5, tmm6\n",
+                "tdpbsud tmm3, tmm5, tmm7",
+            )
+        };
+    }
+    /// Multiplies along k by `$products`.
     macro_rules! along_k {
-        ($products:literal) => {
+        ($products:expr) => {
             asm!(
                 "2:",
                 "tileloadd tmm6, [{slab} + {pair}]",
                 "tileloadd tmm7, [{slab} + {pair} + 64]",
                 $products,
                 "mov {left}, {fetch}",
+                "test {left}, {left}",
+                "jz 4f",
                 "3:",
                 "prefetcht1 [{ahead}]",
                 "prefetcht1 [{ahead} + 64]",
                 "add {ahead}, 128",
                 "sub {left}, 2",
                 "ja 3b",
+                "4:",
                 "add {slab}, {bytes}",
                 "add {upper}, {rows}",
                 "add {lower}, {rows}",
@@ -111,22 +137,17 @@ unsafe fn dots(
         asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
         if rows > SIDE {
             asm!("tilezero tmm2", "tilezero tmm3", options(nostack, nomem));
-            along_k!(
-                "tileloaddt1 tmm4, [{upper} + {row}]
-                 tdpbsud tmm0, tmm4, tmm6
-                 tdpbsud tmm1, tmm4, tmm7
-                 tileloaddt1 tmm5, [{lower} + {row}]
-                 tdpbsud tmm2, tmm5, tmm6
-                 tdpbsud tmm3, tmm5, tmm7"
-            );
+            // Codes that make place for other codes must leave the panel in the L1 cache; those that
+            // do not may stay.
+            if t.fetch > 0 {
+                along_k!(two_strips!("tileloaddt1"));
+            } else {
+                along_k!(two_strips!("tileloadd"));
+            }
             asm!("tilestored [{sums} + {n}], tmm2", "tilestored [{sums} + {n} + 64], tmm3",
                 sums = in(reg) sums.add(SIDE), n = in(reg) PANEL * 4, options(nostack));
         } else {
-            along_k!(
-                "tileloaddt1 tmm4, [{upper} + {row}]
-                 tdpbsud tmm0, tmm4, tmm6
-                 tdpbsud tmm1, tmm4, tmm7"
-            );
+            along_k!(one_strip!("tileloadd"));
         }
         asm!("tilestored [{sums} + {n}], tmm0", "tilestored [{sums} + {n} + 64], tmm1",
             sums = in(reg) sums, n = in(reg) PANEL * 4, options(nostack));

@@ -57,8 +57,6 @@ const STEP_LINES: usize = 2;
 const ROWS: usize = 32;
 /// Bytes of codes that a task works on, so that they stay in the cache beside a panel.
 const TASK_BYTES: usize = 512 << 10;
-/// How far ahead of a tile, in lines, weights are fetched that no other tile of a task reads.
-const LINES_AHEAD: usize = 256;
 /// Panels of a task at the most.
 const TASK_PANELS: usize = 16;
 
@@ -190,8 +188,8 @@ struct Tile {
     /// The first panel; the others follow, `panel_lines` apart.
     panel: *const Line,
     panel_lines: usize,
-    /// Weights that a kernel may fetch meanwhile, and how many lines for each 32 that it reads: they
-    /// need not exist.
+    /// Weights that a kernel may fetch meanwhile, and how many lines for each 32 that it reads: none
+    /// where no other tile reads this panel. They need not exist.
     ahead: *const Line,
     fetch: usize,
     /// Words of outlier columns in the first section, half of those in the second.
@@ -311,14 +309,13 @@ unsafe fn task<K: TileKernel>(
                 let corner = unsafe { y.start.add(rows.start * w.n + at * PANEL) };
                 let mut call = w.tile(codes, rows.start, at);
                 (call.y, call.y_stride) = (corner, w.n);
-                // Each tile fetches its share of the panel after this one, or one what it reads soon.
-                (call.ahead, call.fetch) = match tiles.len() {
-                    1 => (call.panel.wrapping_add(LINES_AHEAD), 32),
-                    all => {
-                        let done = call.panel_lines * (tile - tiles.start) / all;
-                        (call.panel.wrapping_add(call.panel_lines + done), 32usize.div_ceil(all))
-                    }
-                };
+                // Tiles that share a panel fetch the next one, each its part; the hardware does that
+                // better for one alone, which goes through its panels without a stop.
+                if tiles.len() > 1 {
+                    let done = call.panel_lines * (tile - tiles.start) / tiles.len();
+                    call.ahead = call.panel.wrapping_add(call.panel_lines + done);
+                    call.fetch = 32usize.div_ceil(tiles.len());
+                }
                 if whole > 0 {
                     // SAFETY: the tile's rows and whole panels lie inside `y` and belong to this
                     // task, and codes and weights have them. The CPU is the caller's promise.
