@@ -408,7 +408,7 @@ typedef struct siren_open_options {
      */
     struct siren_text device;
     /**
-     * `auto` (absent: f32 on a CPU, bf16 on a GPU), `f32`, `bf16` or `int8`.
+     * `auto` (absent: f32 on a CPU, bf16 on a GPU), `f32`, `bf16` or, on a CPU alone, `int8`.
      */
     struct siren_text dtype;
     /**
@@ -542,7 +542,7 @@ typedef struct siren_guard_info {
      */
     char device[16];
     /**
-     * `f32` or `bf16`, NUL-terminated.
+     * `f32`, `bf16` or `int8`, NUL-terminated.
      */
     char dtype[16];
 } siren_guard_info;

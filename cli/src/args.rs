@@ -27,6 +27,7 @@ pub enum Command {
     /// Fetch an artifact and its backbone into one directory that opens without a network
     Pull(PullArgs),
     Bench(BenchArgs),
+    Compare(CompareArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -307,6 +308,45 @@ pub struct BenchArgs {
     /// "ratio"}, and with --against "against":{"median_ms",...,"ratio","apart"}.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Show what another dtype, backbone or device does to a guard's scores
+///
+/// Scores the same texts twice, and tells by how much the scores differ and which decisions change:
+/// siren compare --model M --dtype f32 --against-dtype int8 texts.txt
+#[derive(Args)]
+#[command(group = clap::ArgGroup::new("against").required(true).multiple(true)
+          .args(["against_dtype", "against_backbone", "against_device"]))]
+pub struct CompareArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// What the other side computes in
+    #[arg(long, value_name = "DTYPE", value_parser = dtype)]
+    pub against_dtype: Option<Dtype>,
+    /// The other side's backbone
+    #[arg(long, value_name = "DIR|REPO[@REV]")]
+    pub against_backbone: Option<String>,
+    /// Where the other side runs
+    #[arg(long, value_name = "DEVICE", value_parser = device)]
+    pub against_device: Option<DeviceChoice>,
+    /// Harmful from this score on, 0 to 1 [default: the artifact's]
+    #[arg(long, value_name = "T", value_parser = threshold)]
+    pub threshold: Option<f64>,
+    /// Each line is one JSON object, as siren score reads it: {"text"} or {"prompt","response"}
+    #[arg(long)]
+    pub jsonl: bool,
+    /// How many of the texts that differ most are listed
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub worst: u32,
+    /// Print one JSON object
+    ///
+    /// {"texts","failed","guard","against","difference":{"median","p99","worst"},"changed",
+    /// "changed_share","worst":[{"line","score","against","changed"}]}
+    #[arg(long)]
+    pub json: bool,
+    /// Texts, one a line; blank lines are left out [default: standard input]
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
 }
 
 /// Tokens of a text, or texts of a call, that can be asked for.

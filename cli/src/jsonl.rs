@@ -54,6 +54,19 @@ fn read_lines() -> Receiver<std::io::Result<Vec<u8>>> {
     receiver
 }
 
+/// What a line asks to be scored as a whole.
+///
+/// # Errors
+/// What is wrong with the line; that it is a stream.
+pub fn whole(line: &[u8]) -> Result<OwnedInput> {
+    match Request::parse(line).content? {
+        Content::Whole(input) => Ok(input),
+        Content::Stream { .. } => {
+            Err(Error::argument("the line is a \"stream\", expected a text as a whole"))
+        }
+    }
+}
+
 /// One line.
 struct Request {
     id: Value,

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod compare;
 mod inspect;
 mod jsonl;
 mod output;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Completions { shell } => completions(shell),
     };
     result.unwrap_or_else(output::fail)

@@ -2,6 +2,8 @@
 
 #[path = "command/bench.rs"]
 mod bench;
+#[path = "command/compare.rs"]
+mod compare;
 #[path = "command/watch.rs"]
 mod watch;
 
@@ -640,6 +642,7 @@ fn a_gguf_file_is_a_backbone() {
     assert!(score(&["some text"]).expect(0).stdout.contains("some text"));
     let refused = score(&["--dtype", "bf16", "some text"]).expect(1);
     assert!(refused.stderr.contains("use dtype f32 (auto on a CPU)"), "{}", refused.stderr);
+    score(&["--dtype", "int8", "some text"]).expect(0);
 
     let ran = run(&["inspect", &model, "--backbone", &backbone], "").expect(0);
     for words in [&backbone[..], "3 of 3 blocks run", "(qwen3)", "5 Q4_0", "F16", "Q5_1"] {

@@ -7,13 +7,13 @@ use candle_nn::VarBuilder;
 
 use super::config::{Config, Family};
 use super::embedding::Embedding;
-use super::pass;
+use super::pass::{self, Pass, Segment};
 use super::rope::Rope;
 use crate::checkpoint::{Checkpoint, Values};
 use crate::error::{Error, Result, Status};
 use crate::kernels::{
-    self, Arena, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader, Precision, Rows,
-    Span, Vector,
+    self, Arena, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader, Meter, Precision,
+    Rows, Span, Vector,
 };
 
 /// Where in a block the hidden states are read.
@@ -62,7 +62,9 @@ struct Block {
 }
 
 impl Decoder {
-    /// Loads the blocks up to the last observed one, on the current rayon pool.
+    /// Loads the blocks up to the last observed one, on the current rayon pool. With
+    /// [`Precision::Int8`] the tokens of `calibration` run through each block before its weights are
+    /// rounded; nothing else looks at them.
     ///
     /// # Errors
     /// `InvalidModel` for a tensor that is missing or has another shape or dtype than `config`
@@ -73,11 +75,15 @@ impl Decoder {
         observed: Observed,
         device: &Device,
         precision: Precision,
+        calibration: &[u32],
     ) -> Result<Self> {
         // Activations are f32 on the CPU, whatever the layers' precision is.
         let dtype = match (device, precision) {
             (Device::Cpu, _) | (_, Precision::F32) => DType::F32,
             (_, Precision::Bf16) => DType::BF16,
+            (_, Precision::Int8) => {
+                return Err(Error::new(Status::Unsupported, "dtype int8 runs on the CPU alone"));
+            }
         };
         // Checkpoints of the bare model lack the prefix.
         let prefix = if checkpoint.contains("model.embed_tokens.weight") { "model" } else { "" };
@@ -95,36 +101,46 @@ impl Decoder {
             Embedding::OnDevice(root.get((shape[0], shape[1]), "embed_tokens.weight")?)
         };
         let last = *observed.layers.last().ok_or_else(|| Error::internal("nothing observed"))?;
-        let blocks = (0..=last)
-            .map(|layer| {
-                let block = loader.block(&config, &root.pp("layers").pp(layer));
-                // Else the mapped file would stand in memory beside its packed copy at the end.
-                checkpoint.release_pages();
-                block
-            })
-            .collect::<Result<Vec<_>>>()?;
         let norm = (observed.site == Site::Residual && last + 1 == config.num_hidden_layers)
             .then(|| loader.vector(&root, "norm.weight", config.hidden_size))
             .transpose()?;
-        let bytes = blocks.iter().map(Block::bytes).sum();
         let rope = Rope::new(&config);
-        let form = blocks.first().map_or(Form::Rows, |block: &Block| block.gate_up.form());
-        let chunk_rows = pass::chunk_rows(form, row_flops(&config));
+        let chunk_rows = pass::chunk_rows(row_flops(&config));
         let arena = Arena::new(chunk_rows * activations(&config));
-        Ok(Self {
+        let mut decoder = Self {
             config,
             observed,
             embedding,
             rope,
-            blocks,
+            blocks: Vec::with_capacity(last + 1),
             norm,
             device: device.clone(),
             dtype,
             precision,
-            bytes,
+            bytes: 0,
             chunk_rows,
             arena,
-        })
+        };
+        let mut calibration = (precision == Precision::Int8)
+            .then(|| {
+                let text = Segment::new(&decoder, calibration.into(), false, &Meter::default());
+                Pass::new(&decoder, vec![text])
+            })
+            .transpose()?;
+        for layer in 0..=last {
+            let block = loader.block(&decoder.config, &root.pp("layers").pp(layer))?;
+            // Else the mapped file would stand in memory beside its packed copy at the end.
+            checkpoint.release_pages();
+            decoder.blocks.push(block);
+            if let Some(pass) = &mut calibration {
+                // As far as there are blocks: through this one.
+                while !pass.advance(&decoder, |_| true, &mut |_, _, _| Ok(()))? {}
+                let block = decoder.blocks.pop().map(Block::calibrated).transpose()?;
+                decoder.blocks.extend(block);
+            }
+        }
+        decoder.bytes = decoder.blocks.iter().map(Block::bytes).sum();
+        Ok(decoder)
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -231,6 +247,16 @@ impl Decoder {
 }
 
 impl Block {
+    fn calibrated(self) -> Result<Self> {
+        Ok(Self {
+            qkv: self.qkv.calibrated()?,
+            output: self.output.calibrated()?,
+            gate_up: self.gate_up.calibrated()?,
+            down: self.down.calibrated()?,
+            ..self
+        })
+    }
+
     fn bytes(&self) -> usize {
         [&self.qkv, &self.output, &self.gate_up, &self.down].iter().map(|l| l.bytes()).sum()
     }
@@ -289,12 +315,12 @@ impl Loader<'_> {
             let weight =
                 self.checkpoint.tensor(&full_name(&part, "weight"), &[*outputs, inputs])?;
             if let Values::Blocks(of, _) = &weight.values
-                && (self.precision != Precision::F32 || !vb.device().is_cpu())
+                && (self.precision == Precision::Bf16 || !vb.device().is_cpu())
             {
                 return Err(Error::new(
                     Status::Unsupported,
                     format!(
-                        "{}: tensor {:?} is quantised ({}): use dtype f32 (auto on a CPU), on a CPU",
+                        "{}: tensor {:?} is quantised ({}): use dtype f32 (auto on a CPU) or int8, on a CPU",
                         weight.file,
                         weight.name,
                         of.name()

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::decoder::Decoder;
 use crate::error::Result;
-use crate::kernels::{Form, Inputs, Kv, KvShape, Meter, Rows, Span};
+use crate::kernels::{self, Form, Inputs, Kv, KvShape, Meter, Rows, Span};
 
 /// Rows of a chunk, for each thread: wide enough for the matrix products to run at full speed, and
 /// few enough for a chunk of a small model to take some tens of milliseconds.
@@ -183,10 +183,10 @@ impl Pass {
 
 /// The most rows of a chunk on the current rayon pool, for a block that takes `row_flops` operations
 /// a row.
-pub(super) fn chunk_rows(form: Form, row_flops: usize) -> usize {
+pub(super) fn chunk_rows(row_flops: usize) -> usize {
     let threads = rayon::current_num_threads();
     let rows = (CHUNK_ROWS_PER_THREAD * threads).clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
-    if form == Form::Rows {
+    if !kernels::has_tiles() {
         return rows;
     }
     let affordable = TILED_CHUNK_FLOPS_PER_THREAD * threads / row_flops.max(1);

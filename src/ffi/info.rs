@@ -38,7 +38,7 @@ pub struct siren_guard_info {
     pub kv_token_bytes: u64,
     /// `cpu` or `cuda:N`, NUL-terminated.
     pub device: [c_char; 16],
-    /// `f32` or `bf16`, NUL-terminated.
+    /// `f32`, `bf16` or `int8`, NUL-terminated.
     pub dtype: [c_char; 16],
 }
 

@@ -50,7 +50,7 @@ pub struct siren_open_options {
     pub backbone: siren_text,
     /// `auto` (absent), `cpu`, `cuda` or `cuda:N`.
     pub device: siren_text,
-    /// `auto` (absent: f32 on a CPU, bf16 on a GPU), `f32`, `bf16` or `int8`.
+    /// `auto` (absent: f32 on a CPU, bf16 on a GPU), `f32`, `bf16` or, on a CPU alone, `int8`.
     pub dtype: siren_text,
     /// The hub's cache. Absent: HF_HUB_CACHE, HF_HOME, or the user's cache directory.
     pub cache_dir: siren_text,

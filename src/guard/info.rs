@@ -35,7 +35,7 @@ pub struct Info {
     pub hidden_size: usize,
     /// `cpu` or `cuda:N`.
     pub device: String,
-    /// What the linear layers compute in: `f32` or `bf16`.
+    /// What the linear layers compute in: `f32`, `bf16` or `int8`.
     pub dtype: &'static str,
     /// Threads of the guard's own pool.
     pub threads: usize,

@@ -23,6 +23,11 @@ use crate::text::Tokenizer;
 
 /// Tokens of one pass: past this, a CPU computes no faster for more of them.
 pub(super) const BATCH_TOKENS: usize = 1024;
+/// What shows int8 layers which of their inputs are far larger than the others, in whatever text: some
+/// prose, a list, code, slang and other languages.
+const CALIBRATION: &str = include_str!("calibration.txt");
+/// Tokens of it that run, at the most.
+const CALIBRATION_TOKENS: usize = 256;
 /// Stack of a pool thread; tokenising recurses, and callers' own stacks may be small.
 const POOL_STACK_BYTES: usize = 4 << 20;
 
@@ -99,7 +104,12 @@ impl Guard {
             Pooling::MlpMean => Site::Mlp,
         };
         let observed = Observed { site, layers: selection.layers() };
-        let decoder = Decoder::load(&checkpoint, config, observed, device, precision)?;
+        let calibration = match precision {
+            Precision::Int8 => tokenizer.encode(CALIBRATION, CALIBRATION_TOKENS)?.ids,
+            _ => vec![],
+        };
+        let decoder =
+            Decoder::load(&checkpoint, config, observed, device, precision, &calibration)?;
         let head_dims = content.head.iter().map(|layer| layer.outputs).collect();
         let head = Head::new(content.head, decoder.arena().clone())?;
         // What stays in use is read again when it is needed.
@@ -123,6 +133,7 @@ impl Guard {
             dtype: match precision {
                 Precision::F32 => "f32",
                 Precision::Bf16 => "bf16",
+                Precision::Int8 => "int8",
             },
             threads: pool.current_num_threads(),
             weight_bytes: decoder.bytes() + head.bytes(),
@@ -193,8 +204,10 @@ fn precision(dtype: Dtype, device: &Device) -> Result<Precision> {
         Dtype::Auto if device.is_cpu() => Ok(Precision::F32),
         Dtype::Auto | Dtype::Bf16 => Ok(Precision::Bf16),
         Dtype::F32 => Ok(Precision::F32),
-        Dtype::Int8 => {
-            Err(Error::new(Status::Unsupported, "dtype int8 is not built yet: use f32 or bf16"))
-        }
+        Dtype::Int8 if device.is_cpu() => Ok(Precision::Int8),
+        Dtype::Int8 => Err(Error::new(
+            Status::Unsupported,
+            "dtype int8 runs on the CPU alone: use bf16 on a GPU, or the device cpu",
+        )),
     }
 }

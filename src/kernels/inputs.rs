@@ -73,7 +73,7 @@ impl Inputs {
     ///
     /// # Errors
     /// `OutOfMemory`; `Internal` for rows of another device.
-    pub(super) fn converted(rows: &Rows, form: Form) -> Result<Self> {
+    pub(crate) fn converted(rows: &Rows, form: Form) -> Result<Self> {
         let width = rows.width();
         let mut converted = Self::lend(rows.arena()?, rows.rows(), width, form)?;
         let tasks = rows.cpu()?.par_chunks((Sink::ROWS * width).max(1));

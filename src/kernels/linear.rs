@@ -1,10 +1,12 @@
 //! The seam behind which a linear layer's weights may be packed, dense or (one day) quantised.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::inputs::{Form, Inputs};
-use super::packed::{PackError, PackedLinear, Weights};
+use super::packed::{Int8Linear, PackError, PackedLinear, Weights};
 use super::rows::Rows;
 use crate::checkpoint::Values;
 use crate::error::{Error, Result, Status};
@@ -16,6 +18,9 @@ pub(crate) enum Precision {
     F32,
     /// Weights and activations rounded to bf16; sums in f32.
     Bf16,
+    /// Weights and activations rounded to 8-bit integers; exact sums. On the CPU alone, and only
+    /// once a calibration text has run: see [`Linear::calibrated`].
+    Int8,
 }
 
 /// `x W^T + b`: `[tokens, in]` to `[tokens, out]`.
@@ -28,6 +33,9 @@ pub(crate) struct Linear {
 enum Weight {
     /// The CPU's form.
     Packed(PackedLinear),
+    /// Computes in f32, and remembers how large each input was: what is to become `Int8`.
+    Calibrating(PackedLinear, Largest),
+    Int8(Int8Linear),
     /// `[in, out]` on another device, in the dtype that runs.
     Dense(Tensor),
 }
@@ -42,7 +50,7 @@ impl Linear {
     pub(crate) fn form(&self) -> Form {
         match &self.weight {
             Weight::Packed(weight) => weight.form(),
-            Weight::Dense(_) => Form::Rows,
+            Weight::Calibrating(..) | Weight::Int8(_) | Weight::Dense(_) => Form::Rows,
         }
     }
 
@@ -51,29 +59,41 @@ impl Linear {
     /// # Errors
     /// `OutOfMemory`; `Internal` for inputs of another width or place, or when the device fails.
     pub(crate) fn forward(&self, x: &Inputs) -> Result<Rows> {
-        match &self.weight {
-            Weight::Packed(weight) => {
-                let mut y = weight.matmul(x)?;
-                if let Some(Bias::Plain(bias)) = &self.bias {
-                    y.cpu_mut()?.par_chunks_exact_mut(bias.len()).for_each(|row| {
-                        for (y, b) in row.iter_mut().zip(bias) {
-                            *y += b;
-                        }
-                    });
+        let mut y = match &self.weight {
+            Weight::Packed(weight) => weight.matmul(x)?,
+            Weight::Calibrating(weight, largest) => {
+                largest.see(x.rows()?.cpu()?);
+                weight.matmul(x)?
+            }
+            Weight::Int8(weight) => {
+                let (x, inputs) = (x.rows()?, weight.in_features());
+                if x.width() != inputs {
+                    let got = x.width();
+                    return Err(Error::internal(format!("{got} inputs for a layer of {inputs}")));
                 }
-                Ok(y)
+                let mut y = x.beside(weight.out_features())?;
+                weight.matmul(x.cpu()?, y.cpu_mut()?);
+                y
             }
             Weight::Dense(weight) => {
                 let Some(x) = x.rows()?.device() else {
                     return Err(Error::internal("values of the CPU for another device's layer"));
                 };
                 let y = x.matmul(weight)?;
-                Rows::on_device(match &self.bias {
+                return Rows::on_device(match &self.bias {
                     Some(Bias::OnDevice(bias)) => y.broadcast_add(bias)?,
                     _ => y,
-                })
+                });
             }
+        };
+        if let Some(Bias::Plain(bias)) = &self.bias {
+            y.cpu_mut()?.par_chunks_exact_mut(bias.len()).for_each(|row| {
+                for (y, b) in row.iter_mut().zip(bias) {
+                    *y += b;
+                }
+            });
         }
+        Ok(y)
     }
 
     /// [`super::silu_mul`] of the outputs for `x`, for a layer that wants `form`.
@@ -89,11 +109,42 @@ impl Linear {
         super::silu_mul(&self.forward(x)?, form)
     }
 
+    /// The layer as its precision asks for it, after the calibration text has run through it: with
+    /// [`Precision::Int8`] it has computed in f32 until then.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(crate) fn calibrated(self) -> Result<Self> {
+        let weight = match self.weight {
+            Weight::Calibrating(layer, largest) => {
+                let largest = largest.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+                Weight::Int8(Int8Linear::quantise(&layer, &largest).map_err(pack_error)?)
+            }
+            weight => weight,
+        };
+        Ok(Self { weight, bias: self.bias })
+    }
+
     /// Bytes of the weights in memory.
     pub(crate) fn bytes(&self) -> usize {
         match &self.weight {
-            Weight::Packed(weight) => weight.bytes(),
+            Weight::Packed(weight) | Weight::Calibrating(weight, _) => weight.bytes(),
+            Weight::Int8(weight) => weight.bytes(),
             Weight::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+        }
+    }
+}
+
+/// The largest magnitude of each input that a layer has seen.
+struct Largest(Mutex<Vec<f32>>);
+
+impl Largest {
+    fn see(&self, x: &[f32]) {
+        let mut largest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for row in x.chunks_exact(largest.len().max(1)) {
+            for (largest, v) in largest.iter_mut().zip(row) {
+                *largest = largest.max(v.abs());
+            }
         }
     }
 }
@@ -129,21 +180,21 @@ impl<'a> LinearLoader<'a> {
 
     fn packed(self) -> Result<Linear> {
         let parts: Vec<_> = self.parts.iter().map(|(v, n)| (weights(v), *n)).collect();
-        let packed = PackedLinear::pack(&parts, self.inputs, self.precision).map_err(|e| {
-            let status = match e {
-                PackError::OutOfMemory { .. } => Status::OutOfMemory,
-                PackError::Shape { .. } => Status::Internal,
-            };
-            Error::new(status, e.to_string())
-        })?;
+        let pack = |precision| PackedLinear::pack(&parts, self.inputs, precision);
+        let weight = match self.precision {
+            Precision::Int8 => pack(Precision::F32)
+                .map(|layer| Weight::Calibrating(layer, Largest(vec![0.0; self.inputs].into()))),
+            precision => pack(precision).map(Weight::Packed),
+        };
         let bias = (!self.bias.is_empty()).then_some(Bias::Plain(self.bias));
-        Ok(Linear { weight: Weight::Packed(packed), bias })
+        Ok(Linear { weight: weight.map_err(pack_error)?, bias })
     }
 
     fn dense(self, device: &Device) -> candle_core::Result<Linear> {
         let dtype = match self.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
+            Precision::Int8 => candle_core::bail!("int8 runs on the CPU alone"),
         };
         let parts = self
             .parts
@@ -160,6 +211,14 @@ impl<'a> LinearLoader<'a> {
         };
         Ok(Linear { weight: Weight::Dense(weight), bias })
     }
+}
+
+fn pack_error(error: PackError) -> Error {
+    let status = match error {
+        PackError::OutOfMemory { .. } => Status::OutOfMemory,
+        PackError::Shape { .. } => Status::Internal,
+    };
+    Error::new(status, error.to_string())
 }
 
 fn weights<'a>(values: &'a Values<'a>) -> Weights<'a> {

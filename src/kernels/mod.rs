@@ -34,6 +34,14 @@ pub(crate) use kv::{Charge, Kv, KvShape, Meter, PAGE_TOKENS, zeros};
 pub(crate) use linear::{Linear, LinearLoader, Precision};
 pub(crate) use rows::{Rows, Vector};
 
+/// Whether this CPU multiplies tiles, and this process may.
+pub(crate) fn has_tiles() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return crate::sys::amx::has_bf16();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// The heads of an attention block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Heads {

@@ -47,21 +47,19 @@ fn nearest(numbers: __m512) -> __m256i {
 }
 
 /// The tile registers' shapes, which this thread has from `shape` on until this is dropped.
+#[derive(Default)]
 pub(super) struct Tiles {
     /// Rows of the output; 0 while none were asked for.
     rows: usize,
 }
 
 impl Tiles {
-    /// # Safety
-    /// The CPU has AMX BF16 and AVX-512 BF16, and this process may use tiles.
-    pub(super) unsafe fn new() -> Self {
-        Self { rows: 0 }
-    }
-
     /// Sums in 0 to 3 (two above two), activations in 4 and 5, weights in 6 and 7, for an output of
     /// `rows` rows, at most 32. The registers' contents are lost if the shapes change.
-    pub(super) fn shape(&mut self, rows: usize) {
+    ///
+    /// # Safety
+    /// The CPU has AMX, and this process may use its tiles.
+    pub(super) unsafe fn shape(&mut self, rows: usize) {
         /// The operand of `ldtilecfg`.
         #[repr(C, align(64))]
         struct Shapes {
@@ -88,8 +86,8 @@ impl Tiles {
                 (shapes.rows[tile], shapes.row_bytes[tile]) = (height, ROW as u16);
             }
         }
-        // SAFETY: palette 1 has eight tiles of at most 16 rows of 64 bytes; who made this promised
-        // that the process may use them.
+        // SAFETY: palette 1 has eight tiles of at most 16 rows of 64 bytes; that the
+        // process may use them is the caller's promise.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly)) };
         self.rows = rows;
     }

@@ -6,16 +6,27 @@ use once_cell::sync::Lazy;
 /// Whether the CPU multiplies tiles of bf16 and this process may use them. Asks the system once,
 /// which gives a larger register state to the threads that touch a tile, and to no other.
 pub(crate) fn has_bf16() -> bool {
-    static ALLOWED: Lazy<bool> = Lazy::new(|| cpu_has_bf16_tiles() && ask());
-    *ALLOWED
+    const BF16: u32 = 1 << 22;
+    cpu_has(BF16) && allowed()
 }
 
-fn cpu_has_bf16_tiles() -> bool {
-    const BF16: u32 = 1 << 22;
+/// As [`has_bf16`], for tiles of bytes.
+pub(crate) fn has_int8() -> bool {
+    const INT8: u32 = 1 << 25;
+    cpu_has(INT8) && allowed()
+}
+
+/// Whether the CPU has tiles and those flags.
+fn cpu_has(flags: u32) -> bool {
     const TILE: u32 = 1 << 24;
+    let flags = flags | TILE;
     let highest = std::arch::x86_64::__cpuid(0).eax;
-    let has = |flags| std::arch::x86_64::__cpuid_count(7, 0).edx & flags == flags;
-    highest >= 7 && has(BF16 | TILE)
+    highest >= 7 && std::arch::x86_64::__cpuid_count(7, 0).edx & flags == flags
+}
+
+fn allowed() -> bool {
+    static ALLOWED: Lazy<bool> = Lazy::new(ask);
+    *ALLOWED
 }
 
 /// False where the system has no tiles, or refuses because a thread's alternate signal stack is

@@ -1093,6 +1093,20 @@ static void sweep_open(const char *model)
         CHECK(score_of(opened, TEXT) == expected.score);
         CHECK(siren_free(opened) == SIREN_OK);
     }
+
+    /* Other dtypes are told, and near. */
+    for (size_t i = 0; i < 2; i++) {
+        static const char *const dtypes[] = {"bf16", "int8"};
+        siren_guard *opened = NULL;
+        siren_guard_info info;
+        options.dtype = text_of(dtypes[i]);
+        ACCEPTED(siren_open(&options, &opened, error));
+        CHECK(siren_info_init(&info, sizeof info) == SIREN_OK);
+        ACCEPTED(siren_info(opened, &info, error));
+        CHECK(strcmp(info.dtype, dtypes[i]) == 0);
+        CHECK(fabs(score_of(opened, TEXT) - expected.score) <= 0.02);
+        CHECK(siren_free(opened) == SIREN_OK);
+    }
 }
 
 /* The limits that options set. */

@@ -1,6 +1,6 @@
 //! Streams against whole-text scoring: any chunking, any prompt, at every token.
 
-use siren::{Guard, PushOptions, Status, Stream, StreamOptions};
+use siren::{Dtype, Guard, PushOptions, Status, Stream, StreamOptions};
 
 use crate::guard_files::GuardFiles;
 use crate::oracle::{
@@ -99,6 +99,18 @@ fn every_push_scores_as_the_whole_prefix_does_behind_real_tokenizers() {
             .iter()
             .sum();
         assert!(shrank > 0, "{name}");
+    }
+}
+
+/// Rows are rounded by what they hold alone: a push gives every bit of the whole text's score.
+#[test]
+fn every_push_scores_as_the_whole_prefix_does_in_int8() {
+    let int8 = |files: &GuardFiles| opened(files, |o| o.dtype = Dtype::Int8);
+    for (name, seed) in FIXTURES.into_iter().zip(60..) {
+        check_prefixes(name, &int8(&GuardFiles::fixture(name)), 20, seed);
+    }
+    for (name, seed) in ["qwen3-mixed", "llama-k"].into_iter().zip(70..) {
+        check_prefixes(name, &int8(&GuardFiles::gguf(name)), 10, seed);
     }
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout)] // What a test measured is for its reader.
 
 mod gguf;
+mod int8;
 mod rule;
 mod vectors;
 

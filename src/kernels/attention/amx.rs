@@ -90,9 +90,8 @@ pub(super) unsafe fn attend(mut task: Task<'_>, arena: &Arena) -> Result<()> {
         maxima: vec![f32::NEG_INFINITY; queries],
         totals: vec![0.0; queries],
     };
+    let mut tiles = Tiles::default();
     // SAFETY: the CPU is the caller's promise.
-    let mut tiles = unsafe { Tiles::new() };
-    // SAFETY: as above.
     unsafe { load_queries(&task, &mut scratch) };
     let mut pages = task.pages.head(task.layer, task.head);
     for start in (0..task.positions.end).step_by(KEYS) {
@@ -112,9 +111,11 @@ pub(super) unsafe fn attend(mut task: Task<'_>, arena: &Arena) -> Result<()> {
             if seen == 0 {
                 continue;
             }
-            tiles.shape(height);
             // SAFETY: as above; the tiles have this height, and the block `seen` keys.
-            unsafe { scratch.attend(&task, first, height, start, seen) };
+            unsafe {
+                tiles.shape(height);
+                scratch.attend(&task, first, height, start, seen);
+            }
         }
     }
     for (at, (sums, total)) in scratch.sums.chunks_exact_mut(dim).zip(&scratch.totals).enumerate() {

@@ -39,7 +39,7 @@ enum Kernel {
 impl Kernel {
     fn new(dim: usize, precision: Precision) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if precision == Precision::Bf16 && amx::available(dim) {
+        if precision != Precision::F32 && amx::available(dim) {
             return Self::Amx;
         }
         let _ = (dim, precision);

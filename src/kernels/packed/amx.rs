@@ -140,7 +140,8 @@ impl Work<'_> {
         let strip = row / SIDE * layout.lines() + k.start * layout.parts * SIDE;
         let slab = &self.w.panel(panel)[k.start * STEP_LINES..k.end * STEP_LINES];
         let upper = self.x.lines()[strip..].as_ptr();
-        tiles.shape(height);
+        // SAFETY: there are strips only where the CPU has tiles.
+        unsafe { tiles.shape(height) };
         let product = Product {
             upper,
             lower: upper.wrapping_add(layout.lines()),
@@ -171,8 +172,7 @@ impl Work<'_> {
     /// # Safety
     /// `y` has the panels' columns and the rows, and nobody else uses them meanwhile.
     unsafe fn run(self, y: Output) {
-        // SAFETY: there are strips only where the CPU has tiles.
-        let mut tiles = unsafe { Tiles::new() };
+        let mut tiles = Tiles::default();
         for (block, k) in self.blocks().enumerate() {
             for panel in self.panels.clone() {
                 let column = panel * PANEL;
@@ -223,8 +223,7 @@ impl Work<'_> {
         let places = if blocks == 1 { 1 } else { self.panels.len() } * self.pairs();
         let mut parked = self.x.arena().lend(places * 2 * PAIR * PANEL)?;
         let (pairs_of_sums, _) = parked.as_chunks_mut::<{ 2 * PAIR * PANEL }>();
-        // SAFETY: there are strips only where the CPU has tiles.
-        let mut tiles = unsafe { Tiles::new() };
+        let mut tiles = Tiles::default();
         for (block, k) in self.blocks().enumerate() {
             for (i, panel) in self.panels.clone().enumerate() {
                 let first = if blocks == 1 { 0 } else { i * self.pairs() };

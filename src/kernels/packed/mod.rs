@@ -25,12 +25,14 @@ mod avx512;
 mod avx512bf16;
 mod compact;
 mod drive;
+mod int8;
 mod pack;
 mod portable;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
+use std::ops::Range;
 
 use half::{bf16, f16};
 
@@ -40,8 +42,9 @@ use super::strips::Strips;
 use super::{BlockType, Precision, Rows};
 use crate::error::{Error, Result};
 use crate::sys;
+pub(crate) use int8::Int8Linear;
 pub(super) use pack::Line;
-use pack::{Panels, Storage};
+use pack::{PANEL, Panels, Storage};
 
 /// A weight matrix as in the checkpoint, row-major `[n, k]`: one row per output feature.
 #[derive(Clone, Copy, Debug)]
@@ -291,7 +294,7 @@ impl PackedLinear {
         #[cfg(target_arch = "x86_64")]
         if let (Some(strips), [panels]) = (x.strips(), &*self.runs)
             && form == self.form()
-            && self.n.is_multiple_of(2 * pack::PANEL)
+            && self.n.is_multiple_of(2 * PANEL)
             && self.k > 0
         {
             self.check(strips)?;
@@ -315,6 +318,23 @@ impl PackedLinear {
             return Ok(());
         }
         Err(Error::internal(format!("{layout:?} for a layer of {tiles} tiles, {:?}", self.form())))
+    }
+
+    /// The weights of the output features `range`, `[range, k]`, widened.
+    fn rows(&self, range: Range<usize>, mut rows: &mut [f32]) {
+        let mut first = 0;
+        for panels in &self.runs {
+            let (mut at, end) = (range.start.max(first), range.end.min(first + panels.n));
+            while at < end {
+                let column = (at - first) % PANEL;
+                let count = (PANEL - column).min(end - at);
+                let out;
+                (out, rows) = std::mem::take(&mut rows).split_at_mut(count * self.k);
+                panels.rows((at - first) / PANEL, column..column + count, out);
+                at += count;
+            }
+            first += panels.n;
+        }
     }
 
     /// # Safety

@@ -133,13 +133,9 @@ impl Panels {
             .and_then(|_| storage.lines(steps).checked_mul(count))
             .filter(|len| len.checked_mul(size_of::<Line>()).is_some())
             .ok_or(uncountable)?;
-        let mut lines: Vec<Line> = Vec::new();
-        lines
-            .try_reserve_exact(len)
-            .map_err(|_| PackError::OutOfMemory { bytes: len * size_of::<Line>() })?;
+        let mut lines = reserve(len)?;
 
         if len > 0 {
-            ask_for_huge_pages(lines.spare_capacity_mut());
             let spare = &mut lines.spare_capacity_mut()[..len];
             let fill = |block: usize, panel: usize, slab: &mut [MaybeUninit<Line>]| {
                 fill_slab(slab, parts, k, storage, panel, block * BLOCK);
@@ -185,6 +181,59 @@ impl Panels {
         self.lines.as_ptr().wrapping_add(panel * self.storage.lines(self.steps))
     }
 
+    /// The values of the output features `columns` of `panel`, `[columns, k]`.
+    pub(super) fn rows(&self, panel: usize, columns: Range<usize>, rows: &mut [f32]) {
+        let k = self.k;
+        assert!(rows.len() == columns.len() * k && columns.end <= PANEL);
+        let mut put = |at: usize, column: usize, value: f32| {
+            if at < k {
+                rows[(column - columns.start) * k + at] = value;
+            }
+        };
+        for first in (0..self.steps).step_by(BLOCK) {
+            let steps = (self.steps - first).min(BLOCK);
+            let slab = match self.storage {
+                Storage::Bf16Tiles => {
+                    &self.panel(panel)[self.storage.lines(first)..][..self.storage.lines(steps)]
+                }
+                _ => self.slabs(first, steps, panel..panel + 1),
+            };
+            if self.storage.is_compact() {
+                let mut widened = [compact::Unwritten::uninit(); compact::GROUP];
+                for group in (0..steps).step_by(compact::GROUP) {
+                    let widened = &mut widened[..(steps - group).min(compact::GROUP)];
+                    compact::widen(self.storage, slab, group, widened, compact::halves);
+                    for (i, step) in widened.iter().enumerate() {
+                        // SAFETY: `widen` writes all of its output.
+                        let step = unsafe { step.assume_init_ref() };
+                        columns.clone().for_each(|c| put(first + group + i, c, step[c]));
+                    }
+                }
+                continue;
+            }
+            let words: &[u32] = bytemuck::cast_slice(slab);
+            let step_words = self.storage.lines(1) * LINE_WORDS;
+            for (i, step) in words.chunks_exact(step_words).enumerate() {
+                let at = (first + i) * self.storage.step_k();
+                for c in columns.clone() {
+                    let [below, above] =
+                        [step[c % step_words] << 16, step[c % step_words] & 0xffff_0000]
+                            .map(f32::from_bits);
+                    match self.storage {
+                        Storage::F32 => put(at, c, f32::from_bits(step[c])),
+                        Storage::Bf16Columns => {
+                            put(at, c, if c < step_words { below } else { above })
+                        }
+                        _ => {
+                            put(at, c, below);
+                            put(at + 1, c, above);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// The slabs of `panels` over the block from step `first` of `steps` steps: contiguous, each
     /// `storage.lines(steps)` lines.
     pub(super) fn slabs(&self, first: usize, steps: usize, panels: Range<usize>) -> &[Line] {
@@ -192,6 +241,16 @@ impl Panels {
         let slab = self.storage.lines(steps);
         &self.lines[start + panels.start * slab..start + panels.end * slab]
     }
+}
+
+/// Room for `len` lines.
+pub(super) fn reserve(len: usize) -> Result<Vec<Line>, PackError> {
+    let mut lines: Vec<Line> = Vec::new();
+    lines
+        .try_reserve_exact(len)
+        .map_err(|_| PackError::OutOfMemory { bytes: len.saturating_mul(size_of::<Line>()) })?;
+    ask_for_huge_pages(lines.spare_capacity_mut());
+    Ok(lines)
 }
 
 /// Asks the system to back the memory with huge pages where it leaves the choice to programs:

@@ -1,0 +1,342 @@
+//! The CPU linear layer on 8-bit integers: `y = x Wᵀ` with weights and activations rounded to int8,
+//! summed exactly in i32.
+//!
+//! **The scheme.** One scale an output feature and one a row of `x`. Two things keep that accurate
+//! on real activations, where a few channels are hundreds of times larger than the others:
+//! - *Outlier columns*: the inputs that were largest in a calibration text (1 in 64, 32 at the most)
+//!   are left out of the int8 product. They are rounded to 15 bits instead, as two int8 digits
+//!   `128 h + l`, with scales of their own; `l l` products, below the rounding, are dropped.
+//! - *Rotation*: what is left of a row, and of each weight row, goes through a Hadamard transform
+//!   of 64 (an orthogonal one, so that the product stays), which spreads what is large over 64
+//!   values. It mixes the values that lie `k / 64` apart, so that all steps are on whole vectors.
+//!
+//! **Exactness.** Sums of integers do not round, and the few f32 operations around them have one
+//! order: every kernel, on every CPU, gives the same bits, and a row of `y` depends on that row of
+//! `x` and on `W` alone.
+//!
+//! **The layout.** k comes in steps of 4. Columns come in panels of 32, the last one padded with
+//! zeros; a panel is contiguous, and a step of it is 32 words, one a column. Weights are stored as
+//! `w + 128`, unsigned, as the dot product instructions want one side; what that adds, 128 times the
+//! sum of the row's codes, is where a sum starts from, negated. A panel, like a row of codes, has:
+//!
+//! | steps | row of codes | panel |
+//! |---|---|---|
+//! | 16, the first `outliers / 4` used | h | h |
+//! | 16, the first `outliers / 2` used | h, then l | l, then h |
+//! | `k / 4`, k padded to a multiple of 64 | rotated | rotated |
+#![allow(unsafe_code)] // One promise to the driver: the CPU has what the layer was packed for.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+mod quantise;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::drive::{Output, share};
+use super::pack::{Line, PANEL};
+use super::{PackError, PackedLinear};
+use crate::sys;
+use quantise::{Codes, RowScales, Weights};
+
+/// k in a step.
+const STEP_K: usize = 4;
+/// Steps of each of the two sections that outlier columns take.
+const SECTION_STEPS: usize = 16;
+/// Cache lines of a step of a panel.
+const STEP_LINES: usize = 2;
+/// The most rows a tile of any kernel has.
+const ROWS: usize = 32;
+/// Bytes of codes that a task works on, so that they stay in the cache beside a panel.
+const TASK_BYTES: usize = 512 << 10;
+/// Panels of a task at the most.
+const TASK_PANELS: usize = 16;
+
+/// The instructions a layer computes with, chosen when it is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Isa {
+    /// Tiles of bytes.
+    Amx,
+    /// Dot products of bytes in 512 bits.
+    Avx512Vnni,
+    /// Dot products of bytes in 256 bits.
+    AvxVnni,
+    /// Dot products of pairs of 16 bits in 256 bits.
+    Avx2,
+    /// Plain Rust.
+    Portable,
+}
+
+impl Isa {
+    const ALL: [Isa; 5] = [Isa::Amx, Isa::Avx512Vnni, Isa::AvxVnni, Isa::Avx2, Isa::Portable];
+
+    /// Whether this CPU has every instruction that the kernels of `self` use.
+    fn available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        match self {
+            Isa::Amx => Isa::Avx512Vnni.available() && sys::amx::has_int8(),
+            Isa::Avx512Vnni => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            Isa::AvxVnni => Isa::Avx2.available() && is_x86_feature_detected!("avxvnni"),
+            Isa::Avx2 => is_x86_feature_detected!("avx2"),
+            Isa::Portable => true,
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        matches!(self, Isa::Portable)
+    }
+
+    /// The best this CPU has.
+    fn detect() -> Isa {
+        Isa::ALL.into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable)
+    }
+}
+
+/// A linear layer's weights in int8; see the module.
+pub(crate) struct Int8Linear {
+    isa: Isa,
+    weights: Weights,
+}
+
+impl Int8Linear {
+    /// Rounds the weights of `layer`; `largest`, `[k]`, is how large each input was in the
+    /// calibration text. Runs on the current rayon pool.
+    ///
+    /// # Errors
+    /// [`PackError::OutOfMemory`].
+    pub(crate) fn quantise(layer: &PackedLinear, largest: &[f32]) -> Result<Self, PackError> {
+        Self::quantise_for(Isa::detect(), layer, largest)
+    }
+
+    fn quantise_for(isa: Isa, layer: &PackedLinear, largest: &[f32]) -> Result<Self, PackError> {
+        // The kernels' safety rests on this line: no layer exists for instructions the CPU lacks.
+        assert!(isa.available(), "{isa:?} is not available on this CPU");
+        Ok(Self { isa, weights: Weights::quantise(layer, largest)? })
+    }
+
+    /// The memory that the weights and their scales take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// The length of an input row, k.
+    pub(crate) fn in_features(&self) -> usize {
+        self.weights.k
+    }
+
+    /// The length of an output row, n.
+    pub(crate) fn out_features(&self) -> usize {
+        self.weights.n
+    }
+
+    /// Overwrites `y`, `[m, n]`, with `x Wᵀ` for `x`, `[m, k]`, both row-major. A row of `x` that
+    /// holds what is not finite gives a row of NaN. Runs on the current rayon pool.
+    ///
+    /// # Panics
+    /// Where `x` and `y` are not the same number of whole rows.
+    pub(crate) fn matmul(&self, x: &[f32], y: &mut [f32]) {
+        let (n, k) = (self.weights.n, self.weights.k);
+        let m = y.len().checked_div(n).unwrap_or(0);
+        assert!(m * n == y.len(), "y is not whole rows of {n}: {}", y.len());
+        assert!(n == 0 || m * k == x.len(), "x is not {m} rows of {k}: {}", x.len());
+        if m == 0 || k == 0 {
+            y.fill(0.0);
+            return;
+        }
+        // SAFETY: `quantise_for` saw that the CPU has `self.isa`, and these are its kernels.
+        unsafe {
+            match self.isa {
+                #[cfg(target_arch = "x86_64")]
+                // A tile needs more rows than that to be worth its price; the bits are the same.
+                Isa::Amx if m <= avx512::Kernel::MAX_ROWS => {
+                    run::<avx512::Kernel>(&self.weights, x, y);
+                }
+                #[cfg(target_arch = "x86_64")]
+                Isa::Amx => run::<amx::Kernel>(&self.weights, x, y),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Vnni => run::<avx512::Kernel>(&self.weights, x, y),
+                #[cfg(target_arch = "x86_64")]
+                Isa::AvxVnni => run::<avx2::Vnni>(&self.weights, x, y),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => run::<avx2::Kernel>(&self.weights, x, y),
+                _ => run::<portable::Kernel>(&self.weights, x, y),
+            }
+        }
+    }
+}
+
+/// What one call of a tile kernel works on.
+#[derive(Clone, Copy)]
+struct Tile {
+    /// Codes of the first row, by words of a step; see [`TileKernel::STRIP`].
+    codes: *const u32,
+    /// Words of a row of codes.
+    codes_stride: usize,
+    /// What goes with each row of codes.
+    rows: *const RowScales,
+    /// The first panel; the others follow, `panel_lines` apart.
+    panel: *const Line,
+    panel_lines: usize,
+    /// Weights that a kernel may fetch meanwhile, and how many lines for each 32 that it reads: none
+    /// where no other tile reads this panel. They need not exist.
+    ahead: *const Line,
+    fetch: usize,
+    /// Words of outlier columns in the first section, half of those in the second.
+    outlier_words: usize,
+    /// Steps of the rotated section.
+    steps: usize,
+    /// Scales of the columns, and of their outliers.
+    scales: *const f32,
+    outlier_scales: *const f32,
+    /// The output tile, `[rows, panels * PANEL]`, and elements from one row of it to the next.
+    y: *mut f32,
+    y_stride: usize,
+}
+
+/// The kernels of one instruction set.
+///
+/// An output is `h * (row.outlier_scale * outlier_scale) + q * (row.scale * scale)`, where `h` is
+/// `128 *` the first section's sum `+` the second's, `q` is the third's, each sum with the
+/// row's offset, and the products and the sum round as they stand.
+trait TileKernel {
+    /// What a thread holds between the tiles of a task.
+    type Registers: Default;
+
+    /// The most rows of a tile, at most [`ROWS`]; a multiple of [`Self::STRIP`].
+    const MAX_ROWS: usize;
+    /// Rows whose codes lie interleaved, a cache line of each in turns. Where there are several, all
+    /// tiles but the last have `MAX_ROWS` rows.
+    const STRIP: usize = 1;
+
+    /// How many panels a tile of `rows` rows spans where there are as many.
+    fn panels(rows: usize) -> usize;
+
+    /// [`Weights::row`], compiled for the kernel's instructions.
+    ///
+    /// # Safety
+    /// The CPU has them.
+    unsafe fn row(w: &Weights, x: &[f32], work: &mut [f32], codes: &mut [i8]) -> RowScales {
+        w.row(x, work, codes)
+    }
+
+    /// Writes a tile of `rows` rows and `panels` panels.
+    ///
+    /// # Safety
+    /// The CPU has the kernel's instructions. `rows` is in `1..=MAX_ROWS` and `panels` is 1 or
+    /// `panels(rows)`. Everything that `tile` points to is valid for them, and nobody else uses
+    /// the output tile.
+    unsafe fn tile(registers: &mut Self::Registers, rows: usize, panels: usize, tile: Tile);
+}
+
+/// `y = x Wᵀ` with the kernels `K`; `x` and `y` are the same number of whole rows.
+///
+/// # Safety
+/// The CPU has the instructions of `K`.
+unsafe fn run<K: TileKernel>(w: &Weights, x: &[f32], y: &mut [f32]) {
+    // SAFETY: the CPU is the caller's promise.
+    let codes = &unsafe { w.codes::<K>(x) };
+    let m = codes.rows.len();
+    assert!(y.len() == m * w.n);
+    let tiles = m.div_ceil(K::MAX_ROWS);
+    let task_tiles = (TASK_BYTES / (codes.stride * STEP_K * K::MAX_ROWS)).max(4);
+    let down = tiles.div_ceil(task_tiles);
+    let threads = rayon::current_num_threads();
+    let widest = w.panels().div_ceil(K::panels(1)).max(1);
+    let across = w.panels().div_ceil(TASK_PANELS).max((6 * threads).div_ceil(down)).min(widest);
+    let output = Output { start: y.as_mut_ptr(), stride: w.n };
+    let task = |i: usize| {
+        // Tasks that share weights are neighbours, so that mostly one thread reads them.
+        let panels = share(w.panels(), across, i / down);
+        let tiles_here = share(tiles, down, i % down);
+        // SAFETY: distinct tasks have distinct pairs of panel and tile ranges, which do not overlap;
+        // `y` is m rows of n and outlives the tasks; the CPU is the caller's promise.
+        unsafe { task::<K>(w, codes, output, tiles_here, panels) }
+    };
+    if threads == 1 || across * down == 1 {
+        (0..across * down).for_each(task);
+    } else {
+        (0..across * down).into_par_iter().with_max_len(1).for_each(task);
+    }
+}
+
+/// The rows of a tile of the kernels `K`, out of `m`.
+fn rows_of<K: TileKernel>(m: usize, tile: usize) -> Range<usize> {
+    if K::STRIP == 1 {
+        return share(m, m.div_ceil(K::MAX_ROWS), tile);
+    }
+    tile * K::MAX_ROWS..m.min((tile + 1) * K::MAX_ROWS)
+}
+
+/// One task: the row tiles `tiles`, and `panels`.
+///
+/// # Safety
+/// `y` points at as many rows of `w.n` as there are of codes, and nobody else uses those rows and
+/// columns meanwhile. The CPU has the instructions of `K`.
+unsafe fn task<K: TileKernel>(
+    w: &Weights,
+    codes: &Codes,
+    y: Output,
+    tiles: Range<usize>,
+    panels: Range<usize>,
+) {
+    let m = codes.rows.len();
+    let most = K::panels(rows_of::<K>(m, tiles.start).len());
+    let mut registers = K::Registers::default();
+    let mut panel = panels.start;
+    while panel < panels.end {
+        let column = panel * PANEL;
+        let whole = (w.n / PANEL).min(panels.end).saturating_sub(panel);
+        let width = if whole >= most { most } else { 1 };
+        for tile in tiles.clone() {
+            let rows = rows_of::<K>(m, tile);
+            let mut at = panel;
+            while at < panel + width {
+                // The last tile may have a row less, and then span more panels, or fewer.
+                let at_once = K::panels(rows.len());
+                let at_once = if panel + width - at >= at_once { at_once } else { 1 };
+                // SAFETY: inside `y`, by `rows.start < m` and `at < w.panels()`.
+                let corner = unsafe { y.start.add(rows.start * w.n + at * PANEL) };
+                let mut call = w.tile(codes, rows.start, at);
+                (call.y, call.y_stride) = (corner, w.n);
+                // Tiles that share a panel fetch the next one, each its part; the hardware does that
+                // better for one alone, which goes through its panels without a stop.
+                if tiles.len() > 1 {
+                    let done = call.panel_lines * (tile - tiles.start) / tiles.len();
+                    call.ahead = call.panel.wrapping_add(call.panel_lines + done);
+                    call.fetch = 32usize.div_ceil(tiles.len());
+                }
+                if whole > 0 {
+                    // SAFETY: the tile's rows and whole panels lie inside `y` and belong to this
+                    // task, and codes and weights have them. The CPU is the caller's promise.
+                    unsafe { K::tile(&mut registers, rows.len(), at_once, call) };
+                } else {
+                    // The padded panel: on a copy, of which the columns that exist go to `y`.
+                    let mut copy = [[0.0f32; PANEL]; ROWS];
+                    (call.y, call.y_stride) = (copy.as_mut_ptr().cast(), PANEL);
+                    // SAFETY: as above, with the copy, `ROWS` rows of one panel, as the output.
+                    unsafe { K::tile(&mut registers, rows.len(), 1, call) };
+                    let columns = w.n - column;
+                    for (r, copy) in copy.iter().enumerate().take(rows.len()) {
+                        // SAFETY: `columns` elements of row `rows.start + r`, this task's.
+                        let real =
+                            unsafe { std::slice::from_raw_parts_mut(corner.add(r * w.n), columns) };
+                        real.copy_from_slice(&copy[..columns]);
+                    }
+                }
+                at += at_once;
+            }
+        }
+        panel += width;
+    }
+}
