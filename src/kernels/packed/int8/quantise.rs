@@ -44,8 +44,13 @@ pub(super) struct Codes {
 }
 
 /// Lines that rows of codes are written to, each its own.
-#[derive(Clone, Copy)]
 struct Shared(*mut MaybeUninit<Line>);
+
+impl Shared {
+    fn at(&self, line: usize) -> *mut MaybeUninit<Line> {
+        self.0.wrapping_add(line)
+    }
+}
 
 // SAFETY: rows write disjoint lines, and are done before the lines are read.
 unsafe impl Send for Shared {}
@@ -202,7 +207,6 @@ impl Weights {
         rows.par_iter_mut().zip(x.par_chunks_exact(self.k)).enumerate().for_each_init(
             || (vec![0.0; self.padded()], vec![Line([0; 16]); row_lines]),
             |(work, codes), (row, (scales, x))| {
-                let spare = &spare;
                 // The sections' unused places stay zero: no row writes them.
                 let written = bytemuck::cast_slice_mut(&mut codes[..code_lines]);
                 // SAFETY: the CPU is the caller's promise.
@@ -210,7 +214,7 @@ impl Weights {
                 for (i, line) in codes.iter().enumerate() {
                     // SAFETY: inside the `len` lines, by `row < m` and `i < row_lines`; no other row
                     // has this place.
-                    unsafe { spare.0.add(place(row, i)).write(MaybeUninit::new(*line)) };
+                    unsafe { spare.at(place(row, i)).write(MaybeUninit::new(*line)) };
                 }
             },
         );
