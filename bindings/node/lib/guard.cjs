@@ -1,5 +1,6 @@
 'use strict';
 
+const { isMainThread } = require('node:worker_threads');
 const { layouts, readU64, writeU64 } = require('./layout.cjs');
 const { Memory, native, register, unregister } = require('./native.cjs');
 const { call, cancellable, checkAnswer, opening, reader, short } = require('./calls.cjs');
@@ -336,6 +337,11 @@ const OPEN_OPTIONS = new Set([
  */
 async function open(model, options) {
   options = frames.checkOptions('open', options, OPEN_OPTIONS);
+  if (!isMainThread) {
+    // A worker that is ended while calls are on their way would end the process: koffi's callbacks, which
+    // come from the guard's thread, find no event loop.
+    throw failure('unsupported', 'a guard is opened in the main thread, not in a worker; its calls block no event loop');
+  }
   calls.checkSignal(options.signal);
   if (options.progress !== undefined && typeof options.progress !== 'function') {
     throw new TypeError(`progress is ${frames.described(options.progress)}, expected a function`);
