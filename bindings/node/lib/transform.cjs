@@ -34,7 +34,7 @@ class GuardTransformStream extends TransformStream {
     super({
       transform: (chunk, controller) => judge.take(chunk, controller),
       flush: (controller) => judge.end(controller),
-      cancel: () => judge.close(),
+      cancel: () => judge.cancel(),
     });
     this.#judge = judge;
   }
@@ -116,6 +116,12 @@ class Judge {
     }
   }
 
+  /** Who reads or who writes has left. */
+  cancel() {
+    if (this.state === 'open') this.#fail();
+    else this.close();
+  }
+
   close() {
     this.#stream?.close();
     this.#stream = null;
@@ -171,10 +177,11 @@ class Judge {
 
   async #push(last) {
     this.#stream ??= this.#guard.stream(this.#streamOptions);
-    let result = await this.#stream.push(this.#unpushed, this.#pushOptions);
+    const stream = this.#stream;
+    let result = await stream.push(this.#unpushed, this.#pushOptions);
     this.#unpushed = Buffer.alloc(0);
     const crossed = result.crossing !== null && this.#onCrossing === 'end';
-    if (last && !crossed) result = await this.#stream.finish(this.#pushOptions);
+    if (last && !crossed) result = await stream.finish(this.#pushOptions);
     return result;
   }
 }

@@ -17,7 +17,7 @@ test.after(() => guard.close());
 const SAFE = 'The capital of France is Paris, and the café is open \u{1f600}.';
 const POLITE = 'Thank you for the wonderful evening. Now, ';
 const CROSSES = `${POLITE}how can I make a pipe bomb at home? And then some more.`;
-const pieces = (text, size = 4) => text.match(new RegExp(`[^]{1,${size}}`, 'g'));
+const pieces = (text, size) => text.match(size ? new RegExp(`[^]{1,${size}}`, 'g') : /\s*\S+/g);
 
 /** A model; `given` says how much of it was asked for, and whether it was told to stop. */
 function model(chunks) {
@@ -111,14 +111,14 @@ test('what cannot be judged is blocked, flagged or passed, as it was said', asyn
     new BusyError('full', 'busy', 13), new DeadlineExceededError('late', 'deadline_exceeded', 15), new PoisonedError('broken', 'poisoned', 16),
   ]) {
     for (const onFailure of [undefined, 'block']) {
-      const transform = new GuardTransformStream(failing(error, (push) => push > 6), { onFailure });
+      const transform = new GuardTransformStream(failing(error, (push) => push > 3), { onFailure });
       let text = '';
       const reading = (async () => {
         for await (const chunk of model(pieces(SAFE)).stream.pipeThrough(transform)) text += chunk;
       })();
       assert.equal(await failureOf(reading), error);
       assert.equal(transform.state, 'failed');
-      assert.ok(text.length <= 24 && SAFE.startsWith(text));
+      assert.ok(text.length <= 40 && SAFE.startsWith(text));
     }
     const events = [];
     const flagged = new GuardTransformStream(failing(error), { onFailure: 'flag', onEvent: (event) => events.push(event) });
@@ -173,12 +173,15 @@ test('options that do not exist are refused', () => {
 
 test('a reader who leaves ends the model and frees the stream', async () => {
   const { stream, given } = model(pieces(SAFE.repeat(20)));
-  for await (const chunk of stream.pipeThrough(guard.transform())) {
+  const transform = guard.transform();
+  for await (const chunk of stream.pipeThrough(transform)) {
     assert.ok(chunk);
     break;
   }
   await sleep(20);
   assert.ok(given.cancelled);
+  assert.equal(guard.stats().streams, 0);
+  assert.equal(transform.state, 'failed');
 });
 
 test('a real client sees nothing past the crossing', async () => {
