@@ -80,6 +80,30 @@ const reader = (name, read) => {
 
 // --- Cancelling -------------------------------------------------------------------------------------
 
+/** Of each signal that calls run with: whom to tell of its abort, by one listener for all of them. */
+const watched = new WeakMap();
+
+/** Calls `told` when `signal` aborts, until `unwatch`. */
+function watch(signal, told) {
+  if (signal === undefined) return;
+  let watch = watched.get(signal);
+  if (!watch) {
+    watch = { all: new Set(), abort: () => [...watch.all].forEach((each) => each()) };
+    watched.set(signal, watch);
+    signal.addEventListener('abort', watch.abort);
+  }
+  watch.all.add(told);
+}
+
+function unwatch(signal, told) {
+  const watch = signal && watched.get(signal);
+  if (!watch) return;
+  watch.all.delete(told);
+  if (watch.all.size > 0) return;
+  watched.delete(signal);
+  signal.removeEventListener('abort', watch.abort);
+}
+
 /** The library's token of each signal that calls run with. */
 const tokens = new WeakMap();
 const handle = new Memory(8);
@@ -109,7 +133,7 @@ function acquire(signal) {
     const number = handle.view.getBigUint64(0, true);
     token = { number, calls: 0, abort: () => siren.siren_cancel(number, 0) };
     tokens.set(signal, token);
-    signal.addEventListener('abort', token.abort);
+    watch(signal, token.abort);
   }
   token.calls += 1;
   return token.number;
@@ -119,11 +143,10 @@ function release(signal) {
   const token = signal && tokens.get(signal);
   if (!token) return;
   token.calls -= 1;
-  if (token.calls === 0) {
-    signal.removeEventListener('abort', token.abort);
-    tokens.delete(signal);
-    native().siren_cancel_token_free(token.number);
-  }
+  if (token.calls > 0) return;
+  unwatch(signal, token.abort);
+  tokens.delete(signal);
+  native().siren_cancel_token_free(token.number);
 }
 
 /** Runs `start` with the handle of `signal`'s token. */
@@ -144,8 +167,8 @@ function unlessAborted(promise, signal) {
   if (signal === undefined) return promise;
   return new Promise((resolve, reject) => {
     const abort = () => reject(cancelled(signal));
-    signal.addEventListener('abort', abort, { once: true });
-    promise.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort));
+    watch(signal, abort);
+    promise.then(resolve, reject).finally(() => unwatch(signal, abort));
   });
 }
 
@@ -186,4 +209,4 @@ class Lane {
 const opening = new Lane(1);
 const short = new Lane(2);
 
-module.exports = { call, cancellable, cancelled, checkAnswer, checkSignal, opening, reader, short, unlessAborted };
+module.exports = { call, cancellable, cancelled, checkAnswer, checkSignal, opening, reader, short, unlessAborted, unwatch, watch };

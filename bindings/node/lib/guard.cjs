@@ -69,7 +69,7 @@ class Load {
       const end = (settle, value) => {
         this.#waiting.delete(go);
         clearTimeout(timer);
-        signal?.removeEventListener('abort', abort);
+        calls.unwatch(signal, abort);
         settle(value);
       };
       const go = () => end(resolve);
@@ -78,7 +78,7 @@ class Load {
         end(reject, failure('deadline_exceeded', 'the deadline passed before the queue had room'));
       }
       this.#waiting.add(go);
-      signal?.addEventListener('abort', abort);
+      calls.watch(signal, abort);
     });
   }
 }

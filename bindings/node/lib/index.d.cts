@@ -2,7 +2,11 @@
 export type Text = string | Uint8Array;
 
 /** What is scored: one text, or what a model was asked and what it answered (one of the two is enough). */
-export type Input = Text | { text: Text } | { prompt: Text; response?: Text } | { prompt?: Text; response: Text };
+export type Input =
+  | Text
+  | { text: Text; prompt?: undefined; response?: undefined }
+  | { text?: undefined; prompt: Text; response?: Text }
+  | { text?: undefined; prompt?: Text; response: Text };
 
 /** How a text that is longer than the guard reads is read in overlapping windows. */
 export interface WindowOptions {
