@@ -119,7 +119,8 @@ function checkSignal(signal) {
 /** What a call fails with whose signal has aborted; one of AbortSignal.timeout is a deadline. */
 function cancelled(signal) {
   const options = { cause: signal.reason };
-  if (signal.reason?.name === 'TimeoutError') return failure('deadline_exceeded', 'the signal timed out', options);
+  if (signal.reason?.name === 'TimeoutError')
+    return failure('deadline_exceeded', 'the signal timed out', options);
   return failure('cancelled', 'the signal aborted', options);
 }
 
@@ -190,7 +191,9 @@ class Lane {
     else this.#running += 1;
     try {
       return await new Promise((resolve, reject) => {
-        const words = parameters.map((parameter) => (parameter instanceof Memory ? parameter.address : parameter));
+        const words = parameters.map((parameter) =>
+          parameter instanceof Memory ? parameter.address : parameter,
+        );
         native()[name].async(...words, (error, status) => {
           parameters.length = 0; // Until here the memory is referred to.
           if (error) reject(error);
@@ -209,4 +212,16 @@ class Lane {
 const opening = new Lane(1);
 const short = new Lane(2);
 
-module.exports = { call, cancellable, cancelled, checkAnswer, checkSignal, opening, reader, short, unlessAborted, unwatch, watch };
+module.exports = {
+  call,
+  cancellable,
+  cancelled,
+  checkAnswer,
+  checkSignal,
+  opening,
+  reader,
+  short,
+  unlessAborted,
+  unwatch,
+  watch,
+};

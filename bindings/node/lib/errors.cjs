@@ -1,4 +1,7 @@
 'use strict';
+
+const { native } = require('./native.cjs');
+
 // One class for each status of the library, so that `instanceof` and `error.code` both tell them apart.
 
 /** A failure that the library reports. A call that fails gives nothing else: no score, no verdict. */
@@ -67,9 +70,9 @@ for (const [, type] of statuses.slice(1)) {
 // What the web's and Node's own functions call it when their signal aborts.
 CancelledError.prototype.name = 'AbortError';
 
-/** The error of a status; of a number that this package does not know too, never of success. */
+/** The error of a status, also of one that only a newer library knows; never of success. */
 function errorOf(status, message, options) {
-  const [code, Type] = statuses[status] ?? ['unknown', SirenError];
+  const [code, Type] = statuses[status] ?? [native().siren_status_name(status), SirenError];
   if (!Type) throw new RangeError(`status ${status} is no failure`);
   return new Type(message, code, status, options);
 }

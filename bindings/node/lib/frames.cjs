@@ -27,7 +27,8 @@ function checkOptions(what, options, known) {
     throw new TypeError(`${what}: the options are ${described(options)}, expected an object`);
   }
   for (const name in options) {
-    if (!known.has(name)) throw new TypeError(`${what}: there is no option "${name}"; there are ${[...known].join(', ')}`);
+    if (!known.has(name))
+      throw new TypeError(`${what}: there is no option "${name}"; there are ${[...known].join(', ')}`);
   }
   return options;
 }
@@ -40,7 +41,8 @@ function whole(name, value, least = 0) {
 }
 
 function flag(name, value) {
-  if (typeof value !== 'boolean') throw new TypeError(`${name} is ${described(value)}, expected true or false`);
+  if (typeof value !== 'boolean')
+    throw new TypeError(`${name} is ${described(value)}, expected true or false`);
   return value ? 1 : 0;
 }
 
@@ -111,7 +113,9 @@ function writeInput(view, at, input, texts) {
   if (typeof input === 'string' || input instanceof Uint8Array) {
     parts = { text: input };
   } else if (typeof input !== 'object' || input === null || Array.isArray(input)) {
-    throw new TypeError(`the input is ${described(input)}, expected a text or an object with text, or prompt and response`);
+    throw new TypeError(
+      `the input is ${described(input)}, expected a text or an object with text, or prompt and response`,
+    );
   } else {
     checkOptions('the input', input, PARTS);
   }
@@ -122,7 +126,8 @@ const WINDOWS = new Set(['tokens', 'stride']);
 
 /** `windows` of a call's or a stream's options; both structs have these fields. */
 function writeWindows(view, at, windows) {
-  const { tokens = 0, stride = 0 } = windows === true || windows === false ? {} : checkOptions('windows', windows, WINDOWS);
+  const { tokens = 0, stride = 0 } =
+    windows === true || windows === false ? {} : checkOptions('windows', windows, WINDOWS);
   view.setUint32(at.windows, windows === undefined || windows === false ? 0 : 1, true);
   writeU64(view, at.window_tokens, whole('windows.tokens', tokens));
   writeU64(view, at.window_stride, whole('windows.stride', stride));
@@ -193,7 +198,9 @@ function readPush({ view }, tokenScores) {
     harmful: view.getUint32(at.is_harmful, true) !== 0,
     truncated: view.getUint32(at.truncated, true) !== 0,
     tokens: readU64(view, at.tokens),
-    crossing: crossed ? { token: readU64(view, at.crossing_token), byte: readU64(view, at.crossing_byte) } : null,
+    crossing: crossed
+      ? { token: readU64(view, at.crossing_token), byte: readU64(view, at.crossing_byte) }
+      : null,
     cleared: readU64(view, at.cleared_bytes),
     window: readWindow(view, at),
   };

@@ -65,7 +65,8 @@ class Load {
   /** Resolves when a call has ended. */
   #room(signal, until) {
     return new Promise((resolve, reject) => {
-      const timer = until === Infinity ? undefined : setTimeout(late, Math.max(0, until - performance.now()));
+      const timer =
+        until === Infinity ? undefined : setTimeout(late, Math.max(0, until - performance.now()));
       const end = (settle, value) => {
         this.#waiting.delete(go);
         clearTimeout(timer);
@@ -140,35 +141,68 @@ class Guard {
   async score(input, options) {
     options = frames.checkOptions('score', options, SCORE_OPTIONS);
     const { signal } = options;
-    return this.#load.run((timeout) => cancellable(signal, (token) => call('score', (callback, number) => {
-      const texts = new frames.Texts();
-      frames.writeInput(oneInput.view, 0, input, texts);
-      writeScoreOptions(options, token, timeout);
-      const status = native().siren_score_async(
-        this.#open(), oneInput.address, scoreOptions.address, callback, number, frames.failed.address,
-      );
-      texts.release();
-      return status;
-    }, readScore)), options);
+    return this.#load.run(
+      (timeout) =>
+        cancellable(signal, (token) =>
+          call(
+            'score',
+            (callback, number) => {
+              const texts = new frames.Texts();
+              frames.writeInput(oneInput.view, 0, input, texts);
+              writeScoreOptions(options, token, timeout);
+              const status = native().siren_score_async(
+                this.#open(),
+                oneInput.address,
+                scoreOptions.address,
+                callback,
+                number,
+                frames.failed.address,
+              );
+              texts.release();
+              return status;
+            },
+            readScore,
+          ),
+        ),
+      options,
+    );
   }
 
   /** Scores many texts. Each has its own result, or its own error. */
   async scoreBatch(inputs, options) {
     options = frames.checkOptions('scoreBatch', options, SCORE_OPTIONS);
-    if (!Array.isArray(inputs)) throw new TypeError(`the inputs are ${frames.described(inputs)}, expected an array`);
+    if (!Array.isArray(inputs))
+      throw new TypeError(`the inputs are ${frames.described(inputs)}, expected an array`);
     const { signal } = options;
-    return this.#load.run((timeout) => cancellable(signal, (token) => call('batch', (callback, number) => {
-      const texts = new frames.Texts();
-      const { size } = layouts.siren_input;
-      const array = new Memory(size * Math.max(1, inputs.length));
-      for (let i = 0; i < inputs.length; i += 1) frames.writeInput(array.view, i * size, inputs[i], texts);
-      writeScoreOptions(options, token, timeout);
-      const status = native().siren_score_batch_async(
-        this.#open(), array.address, inputs.length, scoreOptions.address, callback, number, frames.failed.address,
-      );
-      texts.release();
-      return status;
-    }, readBatch)), options);
+    return this.#load.run(
+      (timeout) =>
+        cancellable(signal, (token) =>
+          call(
+            'batch',
+            (callback, number) => {
+              const texts = new frames.Texts();
+              const { size } = layouts.siren_input;
+              const array = new Memory(size * Math.max(1, inputs.length));
+              for (let i = 0; i < inputs.length; i += 1)
+                frames.writeInput(array.view, i * size, inputs[i], texts);
+              writeScoreOptions(options, token, timeout);
+              const status = native().siren_score_batch_async(
+                this.#open(),
+                array.address,
+                inputs.length,
+                scoreOptions.address,
+                callback,
+                number,
+                frames.failed.address,
+              );
+              texts.release();
+              return status;
+            },
+            readBatch,
+          ),
+        ),
+      options,
+    );
   }
 
   /** Opens a stream: a growing text, after an optional prompt. */
@@ -195,7 +229,8 @@ class Guard {
     frames.check(native().siren_info(this.#open(), info.address, frames.failed.address));
     const { at, size } = layouts.siren_guard_info;
     const { view, bytes } = info;
-    const name = (from, to) => bytes.toString('utf8', from, bytes.indexOf(0, from) < to ? bytes.indexOf(0, from) : to);
+    const name = (from, to) =>
+      bytes.toString('utf8', from, bytes.indexOf(0, from) < to ? bytes.indexOf(0, from) : to);
     return {
       threads: view.getUint32(at.threads, true),
       maxLength: readU64(view, at.max_length),
@@ -242,7 +277,9 @@ class Guard {
       passSequences: count('pass_sequences'),
       passSeconds: view.getFloat64(at.pass_seconds, true),
       passTokensLimit: count('pass_tokens_limit'),
-      latencyCounts: Array.from({ length: (at.latency_sum - at.latency_counts) / 8 }, (_, i) => readU64(view, at.latency_counts + 8 * i)),
+      latencyCounts: Array.from({ length: (at.latency_sum - at.latency_counts) / 8 }, (_, i) =>
+        readU64(view, at.latency_counts + 8 * i),
+      ),
       latencySum: view.getFloat64(at.latency_sum, true),
       kvBytes: count('kv_bytes'),
       streams: count('streams'),
@@ -272,8 +309,14 @@ class Guard {
     // It hashes the whole text.
     for (let buffer = new Memory(4096); ; buffer = new Memory(readU64(length.view, 0) + 64)) {
       const status = await short.run(
-        'siren_audit_json', this.#open(), given, scored,
-        buffer, buffer.bytes.length, length, error,
+        'siren_audit_json',
+        this.#open(),
+        given,
+        scored,
+        buffer,
+        buffer.bytes.length,
+        length,
+        error,
       );
       const size = readU64(length.view, 0);
       if (status === 0) {
@@ -318,16 +361,31 @@ class Guard {
 }
 
 const OPEN_TEXTS = {
-  backbone: 'backbone', device: 'device', dtype: 'dtype', cacheDir: 'cache_dir', hubEndpoint: 'hub_endpoint',
-  hubToken: 'hub_token', dataDir: 'data_dir',
+  backbone: 'backbone',
+  device: 'device',
+  dtype: 'dtype',
+  cacheDir: 'cache_dir',
+  hubEndpoint: 'hub_endpoint',
+  hubToken: 'hub_token',
+  dataDir: 'data_dir',
 };
 const OPEN_NUMBERS = {
-  maxLength: 'max_length', maxTextBytes: 'max_text_bytes', maxBatch: 'max_batch', maxQueue: 'max_queue',
-  maxStreams: 'max_streams', kvBytes: 'kv_bytes', prefixCacheBytes: 'prefix_cache_bytes',
+  maxLength: 'max_length',
+  maxTextBytes: 'max_text_bytes',
+  maxBatch: 'max_batch',
+  maxQueue: 'max_queue',
+  maxStreams: 'max_streams',
+  kvBytes: 'kv_bytes',
+  prefixCacheBytes: 'prefix_cache_bytes',
 };
 const OPEN_FLAGS = { offline: 'offline', readWeights: 'read_weights', noPrefixCache: 'no_prefix_cache' };
 const OPEN_OPTIONS = new Set([
-  'threads', ...Object.keys(OPEN_TEXTS), ...Object.keys(OPEN_NUMBERS), ...Object.keys(OPEN_FLAGS), 'progress', 'signal',
+  'threads',
+  ...Object.keys(OPEN_TEXTS),
+  ...Object.keys(OPEN_NUMBERS),
+  ...Object.keys(OPEN_FLAGS),
+  'progress',
+  'signal',
 ]);
 
 /**
@@ -340,7 +398,10 @@ async function open(model, options) {
   if (!isMainThread) {
     // A worker that is ended while calls are on their way would end the process: koffi's callbacks, which
     // come from the guard's thread, find no event loop.
-    throw failure('unsupported', 'a guard is opened in the main thread, not in a worker; its calls block no event loop');
+    throw failure(
+      'unsupported',
+      'a guard is opened in the main thread, not in a worker; its calls block no event loop',
+    );
   }
   calls.checkSignal(options.signal);
   if (options.progress !== undefined && typeof options.progress !== 'function') {
@@ -359,7 +420,8 @@ async function open(model, options) {
   for (const [name, field] of Object.entries(OPEN_FLAGS)) {
     if (options[name] !== undefined) view.setUint32(at[field], frames.flag(name, options[name]), true);
   }
-  if (options.threads !== undefined) view.setUint32(at.threads, Math.min(frames.whole('threads', options.threads), 0xffffffff), true);
+  if (options.threads !== undefined)
+    view.setUint32(at.threads, Math.min(frames.whole('threads', options.threads), 0xffffffff), true);
   native();
   return calls.unlessAborted(begin(given, texts, options), options.signal);
 }

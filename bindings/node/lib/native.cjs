@@ -20,14 +20,26 @@ const FUNCTIONS = {
   siren_info_json: ['int32_t', ['uintptr_t', 'uintptr_t', 'size_t', 'uintptr_t', 'uintptr_t']],
   siren_stats: ['int32_t', ['uintptr_t', 'uintptr_t', 'uintptr_t']],
   siren_stats_prometheus: ['int32_t', ['uintptr_t', 'uintptr_t', 'size_t', 'uintptr_t', 'uintptr_t']],
-  siren_audit_json: ['int32_t', ['uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'size_t', 'uintptr_t', 'uintptr_t']],
-  siren_score_async: ['int32_t', ['uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t']],
-  siren_score_batch_async: ['int32_t', ['uintptr_t', 'uintptr_t', 'size_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t']],
+  siren_audit_json: [
+    'int32_t',
+    ['uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'size_t', 'uintptr_t', 'uintptr_t'],
+  ],
+  siren_score_async: [
+    'int32_t',
+    ['uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t'],
+  ],
+  siren_score_batch_async: [
+    'int32_t',
+    ['uintptr_t', 'uintptr_t', 'size_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t'],
+  ],
   siren_cancel_token_new: ['int32_t', ['uintptr_t', 'uintptr_t']],
   siren_cancel: ['int32_t', ['uintptr_t', 'uintptr_t']],
   siren_cancel_token_free: ['int32_t', ['uintptr_t']],
   siren_stream_new: ['int32_t', ['uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t']],
-  siren_stream_push_async: ['int32_t', ['uintptr_t', 'uintptr_t', 'size_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t']],
+  siren_stream_push_async: [
+    'int32_t',
+    ['uintptr_t', 'uintptr_t', 'size_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t'],
+  ],
   siren_stream_finish: ['int32_t', ['uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t']],
   siren_stream_reset: ['int32_t', ['uintptr_t', 'uintptr_t']],
   siren_stream_fork: ['int32_t', ['uintptr_t', 'uintptr_t', 'uintptr_t']],
@@ -44,7 +56,14 @@ const CALLBACKS = {
 function candidates() {
   const named = process.env.SIREN_LIBRARY;
   if (named) return [named];
-  const carried = path.join(__dirname, '..', 'native', `${process.platform}-${process.arch}`, 'lib', SONAME);
+  const carried = path.join(
+    __dirname,
+    '..',
+    'native',
+    `${process.platform}-${process.arch}`,
+    'lib',
+    SONAME,
+  );
   return [...(fs.existsSync(carried) ? [carried] : []), SONAME];
 }
 
@@ -78,7 +97,9 @@ function native() {
   const version = library.func('siren_abi_version', ...FUNCTIONS.siren_abi_version)();
   const [major, minor] = [version >>> 16, version & 0xffff];
   if (major !== ABI.major || minor < ABI.minor) {
-    throw new Error(`libsiren: the library's ABI is ${major}.${minor}; this package needs ${ABI.major}.${ABI.minor} or a later minor`);
+    throw new Error(
+      `libsiren: the library's ABI is ${major}.${minor}; this package needs ${ABI.major}.${ABI.minor} or a later minor`,
+    );
   }
   const functions = {};
   for (const [name, [result, parameters]] of Object.entries(FUNCTIONS)) {

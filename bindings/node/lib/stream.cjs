@@ -63,15 +63,27 @@ class Stream {
     } else if (half) {
       throw frames.lone('the chunk before this one');
     }
-    const result = await this.#run(options, (given, token, scores) => call('score', (callback, number) => {
-      const texts = new frames.Texts();
-      const [address, length] = texts.place('the chunk', text);
-      const status = native().siren_stream_push_async(
-        this.#open(), address, length, given.address, callback, number, frames.failed.address,
-      );
-      texts.release();
-      return status;
-    }, reader('siren_push_result', (memory) => frames.readPush(memory, scores))));
+    const result = await this.#run(options, (given, token, scores) =>
+      call(
+        'score',
+        (callback, number) => {
+          const texts = new frames.Texts();
+          const [address, length] = texts.place('the chunk', text);
+          const status = native().siren_stream_push_async(
+            this.#open(),
+            address,
+            length,
+            given.address,
+            callback,
+            number,
+            frames.failed.address,
+          );
+          texts.release();
+          return status;
+        },
+        reader('siren_push_result', (memory) => frames.readPush(memory, scores)),
+      ),
+    );
     this.#half = rest;
     return result;
   }
@@ -91,18 +103,23 @@ class Stream {
   #run(options, start) {
     const { signal, tokenScores } = options;
     // The library writes to it until it answers: `start` reads it then.
-    const scores = tokenScores === undefined ? undefined : new Float64Array(frames.whole('tokenScores', tokenScores, 1));
-    return this.#load.run((timeout) => cancellable(signal, (token) => {
-      const given = frames.record('siren_push_options');
-      const { at } = layouts.siren_push_options;
-      given.view.setBigUint64(at.cancel, token, true);
-      writeU64(given.view, at.timeout_ms, timeout);
-      if (scores) {
-        writeU64(given.view, at.token_scores, addressOf(scores));
-        writeU64(given.view, at.token_scores_capacity, scores.length);
-      }
-      return start(given, token, scores);
-    }), options);
+    const scores =
+      tokenScores === undefined ? undefined : new Float64Array(frames.whole('tokenScores', tokenScores, 1));
+    return this.#load.run(
+      (timeout) =>
+        cancellable(signal, (token) => {
+          const given = frames.record('siren_push_options');
+          const { at } = layouts.siren_push_options;
+          given.view.setBigUint64(at.cancel, token, true);
+          writeU64(given.view, at.timeout_ms, timeout);
+          if (scores) {
+            writeU64(given.view, at.token_scores, addressOf(scores));
+            writeU64(given.view, at.token_scores_capacity, scores.length);
+          }
+          return start(given, token, scores);
+        }),
+      options,
+    );
   }
 
   /** Forgets what was pushed, and keeps the prompt and the options. */

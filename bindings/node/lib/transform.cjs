@@ -5,14 +5,24 @@ const { CancelledError, SirenError } = require('./errors.cjs').classes;
 const frames = require('./frames.cjs');
 
 const OPTIONS = new Set([
-  'prompt', 'threshold', 'hysteresis', 'windows', 'timeout', 'wait', 'signal', 'onCrossing', 'onFailure', 'onEvent',
+  'prompt',
+  'threshold',
+  'hysteresis',
+  'windows',
+  'timeout',
+  'wait',
+  'signal',
+  'onCrossing',
+  'onFailure',
+  'onEvent',
 ]);
 const CROSSINGS = ['end', 'flag'];
 const FAILURES = ['block', 'flag', 'pass'];
 
 function choice(name, value, known) {
   if (value === undefined) return known[0];
-  if (!known.includes(value)) throw new TypeError(`${name} is ${String(value)}, expected ${known.map((k) => `'${k}'`).join(' or ')}`);
+  if (!known.includes(value))
+    throw new TypeError(`${name} is ${String(value)}, expected ${known.map((k) => `'${k}'`).join(' or ')}`);
   return value;
 }
 
@@ -154,14 +164,16 @@ class Judge {
     try {
       result = await this.#push(last);
     } catch (error) {
-      if (!(error instanceof SirenError) || error instanceof CancelledError || this.#onFailure === 'block') throw error;
+      if (!(error instanceof SirenError) || error instanceof CancelledError || this.#onFailure === 'block')
+        throw error;
       this.unjudged = true;
       if (this.#onFailure === 'flag') this.#onEvent({ type: 'unjudged', error });
     }
     const crosses = result !== null && result.crossing !== null && this.state === 'open';
     if (result !== null) this.result = result;
     if (crosses) this.state = 'crossed';
-    if (result !== null && this.#onCrossing === 'end') show = Math.max(0, Math.min(show, result.cleared - this.#sent));
+    if (result !== null && this.#onCrossing === 'end')
+      show = Math.max(0, Math.min(show, result.cleared - this.#sent));
     if (crosses) this.#onEvent({ type: 'crossed', result });
     const text = this.#decoder.write(this.#held.subarray(0, show));
     this.#held = this.#held.subarray(show);

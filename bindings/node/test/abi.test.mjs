@@ -13,7 +13,9 @@ test('every struct is laid out as the library has it', () => {
   const { layouts } = require('../lib/layout.cjs');
   assert.deepEqual(
     layouts,
-    Object.fromEntries(Object.entries(abi.structs).map(([name, { size, offsets }]) => [name, { size, at: offsets }])),
+    Object.fromEntries(
+      Object.entries(abi.structs).map(([name, { size, offsets }]) => [name, { size, at: offsets }]),
+    ),
   );
 });
 

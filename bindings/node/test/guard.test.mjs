@@ -2,8 +2,17 @@ import assert from 'node:assert/strict';
 import test from 'node:test';
 import { Worker } from 'node:worker_threads';
 import {
-  BusyError, CancelledError, DeadlineExceededError, Guard, InvalidArgumentError, InvalidHandleError,
-  InvalidUtf8Error, LimitExceededError, SirenError, Stream, open,
+  BusyError,
+  CancelledError,
+  DeadlineExceededError,
+  Guard,
+  InvalidArgumentError,
+  InvalidHandleError,
+  InvalidUtf8Error,
+  LimitExceededError,
+  SirenError,
+  Stream,
+  open,
 } from '../lib/index.mjs';
 import { HARMFUL, demo, failureOf, openDemo, sleep } from './support.mjs';
 
@@ -19,7 +28,12 @@ const LONG = 'one two three four '.repeat(4000);
 test('texts as strings, bytes and objects', async () => {
   const { score } = await guard.score(HARMFUL);
   assert.ok(score > 0.5);
-  for (const input of [Buffer.from(HARMFUL), new TextEncoder().encode(HARMFUL), { text: HARMFUL }, { response: HARMFUL }]) {
+  for (const input of [
+    Buffer.from(HARMFUL),
+    new TextEncoder().encode(HARMFUL),
+    { text: HARMFUL },
+    { response: HARMFUL },
+  ]) {
     assert.equal((await guard.score(input)).score, score);
   }
   // Bytes in the middle of their memory.
@@ -96,7 +110,9 @@ test('a threshold of the call', async () => {
 
 test('a signal ends a call that runs, and refuses one that comes later', async () => {
   const controller = new AbortController();
-  const running = Array.from({ length: 20 }, () => failureOf(guard.score(LONG, { windows: true, signal: controller.signal })));
+  const running = Array.from({ length: 20 }, () =>
+    failureOf(guard.score(LONG, { windows: true, signal: controller.signal })),
+  );
   const reason = new Error('enough');
   const start = performance.now();
   controller.abort(reason);
@@ -107,7 +123,9 @@ test('a signal ends a call that runs, and refuses one that comes later', async (
   }
   const took = performance.now() - start;
   assert.ok((await failureOf(guard.score('a', { signal: controller.signal }))) instanceof CancelledError);
-  assert.ok((await failureOf(guard.scoreBatch(['a'], { signal: controller.signal }))) instanceof CancelledError);
+  assert.ok(
+    (await failureOf(guard.scoreBatch(['a'], { signal: controller.signal }))) instanceof CancelledError,
+  );
   // All of the work takes far longer.
   assert.ok(took < 2000, `${took} ms`);
   assert.ok(guard.stats().errors.cancelled >= 20);
@@ -119,23 +137,36 @@ test('a signal ends a call that runs, and refuses one that comes later', async (
 });
 
 test('deadlines, by a timeout and by a signal', async () => {
-  assert.ok((await failureOf(guard.score(LONG.repeat(3), { windows: true, timeout: 1 }))) instanceof DeadlineExceededError);
-  assert.ok((await failureOf(guard.score(LONG.repeat(3), { windows: true, signal: AbortSignal.timeout(5) }))) instanceof DeadlineExceededError);
+  assert.ok(
+    (await failureOf(guard.score(LONG.repeat(3), { windows: true, timeout: 1 }))) instanceof
+      DeadlineExceededError,
+  );
+  assert.ok(
+    (await failureOf(
+      guard.score(LONG.repeat(3), { windows: true, signal: AbortSignal.timeout(5) }),
+    )) instanceof DeadlineExceededError,
+  );
   assert.ok((await guard.score('a', { timeout: 60_000 })).score < 0.5);
 });
 
 test('the queue is bounded: what is over it is busy at once, or waits', async () => {
   const small = await openDemo({ maxQueue: 4, threads: 1, noPrefixCache: true });
   try {
-    const outcomes = await Promise.allSettled(Array.from({ length: 50 }, () => small.score(LONG.slice(0, 2000))));
+    const outcomes = await Promise.allSettled(
+      Array.from({ length: 50 }, () => small.score(LONG.slice(0, 2000))),
+    );
     const failed = outcomes.filter(({ status }) => status === 'rejected').map(({ reason }) => reason);
     assert.ok(failed.length >= 1 && failed.length <= 46, `${failed.length} of 50`);
     for (const error of failed) assert.ok(error instanceof BusyError, String(error));
-    const waited = await Promise.all(Array.from({ length: 50 }, () => small.score(LONG.slice(0, 2000), { wait: true })));
+    const waited = await Promise.all(
+      Array.from({ length: 50 }, () => small.score(LONG.slice(0, 2000), { wait: true })),
+    );
     assert.equal(new Set(waited.map(({ score }) => score)).size, 1);
     // Those that wait give up when they are told to.
     const controller = new AbortController();
-    const all = Array.from({ length: 20 }, (_, i) => small.score(LONG.slice(0, 2000), i < 5 ? { wait: true } : { wait: true, signal: controller.signal }));
+    const all = Array.from({ length: 20 }, (_, i) =>
+      small.score(LONG.slice(0, 2000), i < 5 ? { wait: true } : { wait: true, signal: controller.signal }),
+    );
     const late = failureOf(small.score('a', { wait: true, timeout: 1 }));
     controller.abort();
     const settled = await Promise.allSettled(all);
@@ -143,7 +174,9 @@ test('the queue is bounded: what is over it is busy at once, or waits', async ()
     assert.ok(settled.slice(5).every(({ reason }) => reason instanceof CancelledError));
     assert.ok((await late) instanceof DeadlineExceededError);
     // More texts than ever fit: nobody to wait for.
-    assert.ok((await failureOf(small.scoreBatch(Array(10).fill('a'), { wait: true }))) instanceof BusyError);
+    assert.ok(
+      (await failureOf(small.scoreBatch(Array(10).fill('a'), { wait: true }))) instanceof BusyError,
+    );
   } finally {
     await small.close();
   }
@@ -217,7 +250,10 @@ test('information, statistics and records', async () => {
   const after = guard.stats();
   assert.equal(after.requests, before.requests + 1);
   assert.equal(after.harmful, before.harmful + 1);
-  assert.equal(after.latencyCounts.reduce((a, b) => a + b), after.requests);
+  assert.equal(
+    after.latencyCounts.reduce((a, b) => a + b),
+    after.requests,
+  );
   assert.match(guard.statsPrometheus(), /^siren_/m);
   const record = JSON.parse(await guard.auditJson(HARMFUL, result));
   assert.equal(record.score, result.score);
@@ -259,6 +295,9 @@ test('a worker is told to leave it to the main thread', async () => {
       .then(({ open }) => open()).catch((error) => require('node:worker_threads').parentPort.postMessage(error.code))`,
     { eval: true },
   );
-  assert.equal(await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject)), 'unsupported');
+  assert.equal(
+    await new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject)),
+    'unsupported',
+  );
   await worker.terminate();
 });

@@ -25,15 +25,23 @@ test('memory does not grow with calls', { skip: WITHOUT_GC }, async (t) => {
   const run = async (calls) => {
     for (let done = 0; done < calls; done += 100) {
       // Refused at once, and answered by the callback.
-      const inputs = Array.from({ length: 99 }, () => failureOf(guard.score('more than 8 bytes', { signal })));
-      await Promise.all([...inputs, failureOf(guard.score(new Uint8Array([0xff]), { signal })), guard.scoreBatch([])]);
+      const inputs = Array.from({ length: 99 }, () =>
+        failureOf(guard.score('more than 8 bytes', { signal })),
+      );
+      await Promise.all([
+        ...inputs,
+        failureOf(guard.score(new Uint8Array([0xff]), { signal })),
+        guard.scoreBatch([]),
+      ]);
     }
   };
   await run(40_000);
   const before = resident();
   await run(CALLS);
   const after = resident();
-  t.diagnostic(`${(before / 2 ** 20).toFixed(1)} MiB, then ${(after / 2 ** 20).toFixed(1)} after ${CALLS} calls`);
+  t.diagnostic(
+    `${(before / 2 ** 20).toFixed(1)} MiB, then ${(after / 2 ** 20).toFixed(1)} after ${CALLS} calls`,
+  );
   assert.ok(after < before + 4 * 2 ** 20, `${before} bytes became ${after}`);
   await guard.close();
 });
@@ -55,7 +63,8 @@ test('a process ends as it should, with calls on their way and without', async (
   // It waits for calls, closed or not; process.exit waits for nothing.
   assert.equal(await run(''), 300);
   assert.equal(await run('guard.close();'), 300);
-  for (let i = 0; i < 5; i += 1) assert.ok((await run(`setTimeout(() => process.exit(), ${i * 10});`)) <= 300);
+  for (let i = 0; i < 5; i += 1)
+    assert.ok((await run(`setTimeout(() => process.exit(), ${i * 10});`)) <= 300);
 });
 
 test('what is forgotten is freed', { skip: WITHOUT_GC }, async () => {

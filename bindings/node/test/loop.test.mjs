@@ -20,12 +20,14 @@ async function delayUnderLoad(guard, milliseconds) {
   const batch = Array.from({ length: 1000 }, (_, i) => `text number ${i}`);
   const work = [
     ...Array.from({ length: 64 }, (_, i) => repeat(() => guard.score(`${HARMFUL} ${i} ${calls}`))),
-    ...Array.from({ length: 16 }, () => repeat(async () => {
-      const stream = guard.stream();
-      await stream.push(HARMFUL);
-      await stream.finish();
-      stream.close();
-    })),
+    ...Array.from({ length: 16 }, () =>
+      repeat(async () => {
+        const stream = guard.stream();
+        await stream.push(HARMFUL);
+        await stream.finish();
+        stream.close();
+      }),
+    ),
     repeat(() => guard.scoreBatch(batch)),
   ];
   await sleep(200);
@@ -44,7 +46,9 @@ test('the event loop goes on under load', async (t) => {
   for (let i = 0; i < 3; i += 1) {
     const found = await delayUnderLoad(guard, 2000);
     assert.ok(found.calls > 100, `${found.calls} calls`);
-    t.diagnostic(`event loop delay: p50 ${found.p50.toFixed(1)}, p99 ${found.p99.toFixed(1)}, max ${found.max.toFixed(1)} ms; ${found.calls} calls`);
+    t.diagnostic(
+      `event loop delay: p50 ${found.p50.toFixed(1)}, p99 ${found.p99.toFixed(1)}, max ${found.max.toFixed(1)} ms; ${found.calls} calls`,
+    );
     tried.push(found.p99);
     if (found.p99 < 20) break;
   }

@@ -28,7 +28,12 @@ await measure('refused at once', 2000, () => failureOf(small.score('more than 8 
 await measure('1 text', 500, () => guard.score('a'));
 await measure('a batch of 1', 500, () => guard.scoreBatch(['a']));
 await measure('a batch of 1,000', 3, () => guard.scoreBatch(texts));
-await measure('a batch of 1,000 refused one by one', 20, () => small.scoreBatch(Array(1000).fill('more than 8 bytes')), small);
+await measure(
+  'a batch of 1,000 refused one by one',
+  20,
+  () => small.scoreBatch(Array(1000).fill('more than 8 bytes')),
+  small,
+);
 const stream = guard.stream();
 await measure('a push', 200, async () => {
   stream.reset();
@@ -47,6 +52,8 @@ for (const [name, call] of [
     held.push(performance.now() - start);
     await calling;
   }
-  console.log(`${name} holds the event loop for ${held.sort((a, b) => a - b)[2].toFixed(1)} ms when it is called`);
+  console.log(
+    `${name} holds the event loop for ${held.sort((a, b) => a - b)[2].toFixed(1)} ms when it is called`,
+  );
 }
 await Promise.all([guard.close(), small.close()]);

@@ -1,6 +1,12 @@
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { CancelledError, DeadlineExceededError, InUseError, InvalidArgumentError, InvalidUtf8Error } from '../lib/index.mjs';
+import {
+  CancelledError,
+  DeadlineExceededError,
+  InUseError,
+  InvalidArgumentError,
+  InvalidUtf8Error,
+} from '../lib/index.mjs';
 import { HARMFUL, failureOf, openDemo } from './support.mjs';
 
 let guard;
@@ -66,7 +72,9 @@ test('a push that is given up leaves the stream as it was', async () => {
   const pushing = failureOf(stream.push(LONG, { signal: controller.signal }));
   controller.abort();
   assert.ok((await pushing) instanceof CancelledError);
-  assert.ok((await failureOf(stream.push(LONG.repeat(3), { timeout: 1 }))) instanceof DeadlineExceededError);
+  assert.ok(
+    (await failureOf(stream.push(LONG.repeat(3), { timeout: 1 }))) instanceof DeadlineExceededError,
+  );
   assert.equal((await stream.push('World')).score, (await guard.score('Hello World')).score);
   stream.close();
 });
@@ -88,13 +96,15 @@ test('token scores are the running scores', async () => {
 
 test('many streams at once, finished on few threads', async () => {
   const { score } = await guard.score(HARMFUL);
-  const results = await Promise.all(Array.from({ length: 200 }, async () => {
-    const stream = guard.stream();
-    for (const piece of HARMFUL.match(/.{1,9}/g)) await stream.push(piece);
-    const result = await stream.finish();
-    stream.close();
-    return result.score;
-  }));
+  const results = await Promise.all(
+    Array.from({ length: 200 }, async () => {
+      const stream = guard.stream();
+      for (const piece of HARMFUL.match(/.{1,9}/g)) await stream.push(piece);
+      const result = await stream.finish();
+      stream.close();
+      return result.score;
+    }),
+  );
   assert.ok(results.every((found) => found === score));
   assert.equal(guard.stats().streams, 0);
 });

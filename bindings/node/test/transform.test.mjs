@@ -4,7 +4,12 @@ import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import test from 'node:test';
 import {
-  BusyError, CancelledError, DeadlineExceededError, GuardTransformStream, InvalidUtf8Error, PoisonedError,
+  BusyError,
+  CancelledError,
+  DeadlineExceededError,
+  GuardTransformStream,
+  InvalidUtf8Error,
+  PoisonedError,
 } from '../lib/index.mjs';
 import { failureOf, openDemo, sleep } from './support.mjs';
 
@@ -49,7 +54,9 @@ async function read(stream) {
 test('a harmless answer comes through whole, however it is cut', async () => {
   for (const size of [1, 3, 100]) {
     const bytes = Buffer.from(SAFE);
-    const cut = Array.from({ length: Math.ceil(bytes.length / size) }, (_, i) => bytes.subarray(i * size, (i + 1) * size));
+    const cut = Array.from({ length: Math.ceil(bytes.length / size) }, (_, i) =>
+      bytes.subarray(i * size, (i + 1) * size),
+    );
     for (const chunks of [pieces(SAFE, size), cut]) {
       const transform = guard.transform();
       assert.equal(await read(model(chunks).stream.pipeThrough(transform)), SAFE);
@@ -69,7 +76,10 @@ test('an answer ends where it crosses, and the model is told to stop', async () 
   const text = await read(stream.pipeThrough(transform));
   assert.ok(text.length > 20 && CROSSES.startsWith(text) && !text.includes('bomb'), text);
   assert.equal(transform.state, 'crossed');
-  assert.deepEqual(events.map(({ type }) => type), ['crossed']);
+  assert.deepEqual(
+    events.map(({ type }) => type),
+    ['crossed'],
+  );
   assert.ok(events[0].result.crossing.byte > text.length);
   await sleep(5);
   assert.ok(given.cancelled && given.chunks < pieces(CROSSES).length);
@@ -108,10 +118,15 @@ const failing = (error, fails = () => true) => ({
 
 test('what cannot be judged is blocked, flagged or passed, as it was said', async () => {
   for (const error of [
-    new BusyError('full', 'busy', 13), new DeadlineExceededError('late', 'deadline_exceeded', 15), new PoisonedError('broken', 'poisoned', 16),
+    new BusyError('full', 'busy', 13),
+    new DeadlineExceededError('late', 'deadline_exceeded', 15),
+    new PoisonedError('broken', 'poisoned', 16),
   ]) {
     for (const onFailure of [undefined, 'block']) {
-      const transform = new GuardTransformStream(failing(error, (push) => push > 3), { onFailure });
+      const transform = new GuardTransformStream(
+        failing(error, (push) => push > 3),
+        { onFailure },
+      );
       let text = '';
       const reading = (async () => {
         for await (const chunk of model(pieces(SAFE)).stream.pipeThrough(transform)) text += chunk;
@@ -121,9 +136,14 @@ test('what cannot be judged is blocked, flagged or passed, as it was said', asyn
       assert.ok(text.length <= 40 && SAFE.startsWith(text));
     }
     const events = [];
-    const flagged = new GuardTransformStream(failing(error), { onFailure: 'flag', onEvent: (event) => events.push(event) });
+    const flagged = new GuardTransformStream(failing(error), {
+      onFailure: 'flag',
+      onEvent: (event) => events.push(event),
+    });
     assert.equal(await read(model(pieces(SAFE)).stream.pipeThrough(flagged)), SAFE);
-    assert.ok(events.length > 0 && events.every((event) => event.type === 'unjudged' && event.error === error));
+    assert.ok(
+      events.length > 0 && events.every((event) => event.type === 'unjudged' && event.error === error),
+    );
     assert.ok(flagged.unjudged);
     const passed = new GuardTransformStream(failing(error), { onFailure: 'pass' });
     assert.equal(await read(model(pieces(SAFE)).stream.pipeThrough(passed)), SAFE);
@@ -135,7 +155,10 @@ test('what cannot be judged is blocked, flagged or passed, as it was said', asyn
 
 test('a guard that comes back judges the text that it missed', async () => {
   const busy = new BusyError('full', 'busy', 13);
-  const transform = new GuardTransformStream(failing(busy, (push) => push < 8), { onFailure: 'pass' });
+  const transform = new GuardTransformStream(
+    failing(busy, (push) => push < 8),
+    { onFailure: 'pass' },
+  );
   const text = await read(model(pieces(CROSSES)).stream.pipeThrough(transform));
   assert.ok(!text.includes('bomb'), text);
   assert.equal(transform.state, 'crossed');
@@ -143,10 +166,16 @@ test('a guard that comes back judges the text that it missed', async () => {
 
 test('a real deadline, a busy guard and a closed one fail the stream', async () => {
   const late = guard.transform({ timeout: 1 });
-  assert.ok((await failureOf(read(model(['one two three '.repeat(20_000)]).stream.pipeThrough(late)))) instanceof DeadlineExceededError);
+  assert.ok(
+    (await failureOf(read(model(['one two three '.repeat(20_000)]).stream.pipeThrough(late)))) instanceof
+      DeadlineExceededError,
+  );
   const gone = await openDemo();
   await gone.close();
-  assert.equal((await failureOf(read(model([SAFE]).stream.pipeThrough(gone.transform())))).code, 'invalid_handle');
+  assert.equal(
+    (await failureOf(read(model([SAFE]).stream.pipeThrough(gone.transform())))).code,
+    'invalid_handle',
+  );
 });
 
 test('an abort fails the stream, whatever is said of failures', async () => {
@@ -158,15 +187,29 @@ test('an abort fails the stream, whatever is said of failures', async () => {
 });
 
 test('text that is none fails the stream', async () => {
-  for (const chunks of [['half \ud83d'], ['half \ud83d', 'x'], [Buffer.from([0x61, 0xff])], [Buffer.from([0xf0, 0x9f])]]) {
-    assert.ok((await failureOf(read(model(chunks).stream.pipeThrough(guard.transform())))) instanceof InvalidUtf8Error);
+  for (const chunks of [
+    ['half \ud83d'],
+    ['half \ud83d', 'x'],
+    [Buffer.from([0x61, 0xff])],
+    [Buffer.from([0xf0, 0x9f])],
+  ]) {
+    assert.ok(
+      (await failureOf(read(model(chunks).stream.pipeThrough(guard.transform())))) instanceof
+        InvalidUtf8Error,
+    );
   }
   assert.ok((await failureOf(read(model([5]).stream.pipeThrough(guard.transform())))) instanceof TypeError);
   assert.equal(guard.stats().streams, 0);
 });
 
 test('options that do not exist are refused', () => {
-  for (const options of [{ onFailure: 'ignore' }, { onCrossing: 'pass' }, { treshold: 1 }, { onEvent: 1 }, 'flag']) {
+  for (const options of [
+    { onFailure: 'ignore' },
+    { onCrossing: 'pass' },
+    { treshold: 1 },
+    { onEvent: 1 },
+    'flag',
+  ]) {
     assert.throws(() => guard.transform(options), TypeError);
   }
 });
@@ -186,7 +229,12 @@ test('a reader who leaves ends the model and frees the stream', async () => {
 
 test('a real client sees nothing past the crossing', async () => {
   const server = http.createServer(async (request, response) => {
-    const answer = Readable.toWeb(Readable.from(pieces(CROSSES).map((piece) => Buffer.from(piece)), { objectMode: false }));
+    const answer = Readable.toWeb(
+      Readable.from(
+        pieces(CROSSES).map((piece) => Buffer.from(piece)),
+        { objectMode: false },
+      ),
+    );
     await pipeline(Readable.fromWeb(answer.pipeThrough(guard.transform())), response).catch(() => {});
   });
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));

@@ -1,13 +1,30 @@
 // Compiled, never run: what the types allow, and with @ts-expect-error what they do not.
 
 import {
-  open, version, BusyError, CancelledError, GuardTransformStream, SirenError,
-  type Guard, type GuardEvent, type PushResult, type ScoreResult, type Stream,
+  open,
+  version,
+  BusyError,
+  CancelledError,
+  GuardTransformStream,
+  SirenError,
+  type Guard,
+  type GuardEvent,
+  type PushResult,
+  type ScoreResult,
+  type Stream,
 } from 'libsiren';
 
 export async function uses(signal: AbortSignal): Promise<string> {
-  await using guard: Guard = await open('UofTCSSLab/SIREN-Qwen3-4B', { threads: 4, signal, progress: ({ done }) => void done.toFixed() });
-  const result: ScoreResult = await guard.score('text', { threshold: 0.5, signal, windows: { tokens: 128 } });
+  await using guard: Guard = await open('UofTCSSLab/SIREN-Qwen3-4B', {
+    threads: 4,
+    signal,
+    progress: ({ done }) => void done.toFixed(),
+  });
+  const result: ScoreResult = await guard.score('text', {
+    threshold: 0.5,
+    signal,
+    windows: { tokens: 128 },
+  });
   await guard.score(new Uint8Array());
   await guard.score({ prompt: 'a', response: 'b' });
   // @ts-expect-error a number is no text
@@ -34,10 +51,14 @@ export async function uses(signal: AbortSignal): Promise<string> {
   pushed.crossing.byte;
   stream.fork().reset();
 
-  const transform = guard.transform({ onCrossing: 'flag', onFailure: 'pass', onEvent: (event: GuardEvent) => {
-    if (event.type === 'crossed') event.result.score.toFixed();
-    else event.error.code.toUpperCase();
-  } });
+  const transform = guard.transform({
+    onCrossing: 'flag',
+    onFailure: 'pass',
+    onEvent: (event: GuardEvent) => {
+      if (event.type === 'crossed') event.result.score.toFixed();
+      else event.error.code.toUpperCase();
+    },
+  });
   const readable: ReadableStream<string> = new ReadableStream<string>().pipeThrough(transform);
   // @ts-expect-error not a policy
   guard.transform({ onFailure: 'ignore' });

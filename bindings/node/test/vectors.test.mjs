@@ -41,7 +41,10 @@ const inputOf = ({ text, prompt, response }) => {
 
 const windowsOf = (windows) => (windows === undefined ? {} : { windows });
 const thresholdOf = (threshold) => (threshold === undefined ? {} : { threshold });
-const scoreOptions = ({ threshold, windows } = {}) => ({ ...thresholdOf(threshold), ...windowsOf(windows) });
+const scoreOptions = ({ threshold, windows } = {}) => ({
+  ...thresholdOf(threshold),
+  ...windowsOf(windows),
+});
 
 for (const vector of vectors.opens) {
   test(`open ${vector.id}`, async () => {
