@@ -47,6 +47,7 @@ class Load {
         else if (--this.#running === 0) this.#next();
         if (!(retries && error instanceof BusyError && this.#running > 0)) throw error;
       }
+      calls.checkSignal(signal);
       await this.#room(signal, until);
       if (limit !== 0) left = Math.max(1, Math.ceil(until - performance.now()));
     }
@@ -65,8 +66,9 @@ class Load {
   /** Resolves when a call has ended. */
   #room(signal, until) {
     return new Promise((resolve, reject) => {
-      const timer =
-        until === Infinity ? undefined : setTimeout(late, Math.max(0, until - performance.now()));
+      const left = Math.max(0, until - performance.now());
+      // Timers know no more than 31 bits; so long a deadline is the library's, when the call has room.
+      const timer = left > 0x7fffffff ? undefined : setTimeout(late, left);
       const end = (settle, value) => {
         this.#waiting.delete(go);
         clearTimeout(timer);

@@ -8,43 +8,30 @@ const koffi = require('koffi');
 const ABI = { major: 0, minor: 2 };
 const SONAME = 'libsiren.so.0';
 
-// Pointers and handles go as numbers: what they point to is laid out in layout.cjs.
+// Parameters: p a pointer or a handle, which goes as a number (what it points to is laid out in
+// layout.cjs), n a size. All give a status.
 const FUNCTIONS = {
-  siren_abi_version: ['uint32_t', []],
-  siren_version: ['str', []],
-  siren_status_name: ['str', ['int32_t']],
-  siren_open: ['int32_t', ['uintptr_t', 'uintptr_t', 'uintptr_t']],
-  siren_free: ['int32_t', ['uintptr_t']],
-  siren_warmup: ['int32_t', ['uintptr_t', 'uintptr_t']],
-  siren_info: ['int32_t', ['uintptr_t', 'uintptr_t', 'uintptr_t']],
-  siren_info_json: ['int32_t', ['uintptr_t', 'uintptr_t', 'size_t', 'uintptr_t', 'uintptr_t']],
-  siren_stats: ['int32_t', ['uintptr_t', 'uintptr_t', 'uintptr_t']],
-  siren_stats_prometheus: ['int32_t', ['uintptr_t', 'uintptr_t', 'size_t', 'uintptr_t', 'uintptr_t']],
-  siren_audit_json: [
-    'int32_t',
-    ['uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'size_t', 'uintptr_t', 'uintptr_t'],
-  ],
-  siren_score_async: [
-    'int32_t',
-    ['uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t'],
-  ],
-  siren_score_batch_async: [
-    'int32_t',
-    ['uintptr_t', 'uintptr_t', 'size_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t'],
-  ],
-  siren_cancel_token_new: ['int32_t', ['uintptr_t', 'uintptr_t']],
-  siren_cancel: ['int32_t', ['uintptr_t', 'uintptr_t']],
-  siren_cancel_token_free: ['int32_t', ['uintptr_t']],
-  siren_stream_new: ['int32_t', ['uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t']],
-  siren_stream_push_async: [
-    'int32_t',
-    ['uintptr_t', 'uintptr_t', 'size_t', 'uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t'],
-  ],
-  siren_stream_finish: ['int32_t', ['uintptr_t', 'uintptr_t', 'uintptr_t', 'uintptr_t']],
-  siren_stream_reset: ['int32_t', ['uintptr_t', 'uintptr_t']],
-  siren_stream_fork: ['int32_t', ['uintptr_t', 'uintptr_t', 'uintptr_t']],
-  siren_stream_free: ['int32_t', ['uintptr_t']],
+  siren_open: 'ppp',
+  siren_free: 'p',
+  siren_warmup: 'pp',
+  siren_info: 'ppp',
+  siren_info_json: 'ppnpp',
+  siren_stats: 'ppp',
+  siren_stats_prometheus: 'ppnpp',
+  siren_audit_json: 'ppppnpp',
+  siren_score_async: 'pppppp',
+  siren_score_batch_async: 'ppnpppp',
+  siren_cancel_token_new: 'pp',
+  siren_cancel: 'pp',
+  siren_cancel_token_free: 'p',
+  siren_stream_new: 'pppp',
+  siren_stream_push_async: 'ppnpppp',
+  siren_stream_finish: 'pppp',
+  siren_stream_reset: 'pp',
+  siren_stream_fork: 'ppp',
+  siren_stream_free: 'p',
 };
+const PARAMETERS = { p: 'uintptr_t', n: 'size_t' };
 
 const CALLBACKS = {
   score: ['uintptr_t', 'int32_t', 'uintptr_t', 'uintptr_t'],
@@ -56,14 +43,8 @@ const CALLBACKS = {
 function candidates() {
   const named = process.env.SIREN_LIBRARY;
   if (named) return [named];
-  const carried = path.join(
-    __dirname,
-    '..',
-    'native',
-    `${process.platform}-${process.arch}`,
-    'lib',
-    SONAME,
-  );
+  const platform = `${process.platform}-${process.arch}`;
+  const carried = path.join(__dirname, '../native', platform, 'lib', SONAME);
   return [...(fs.existsSync(carried) ? [carried] : []), SONAME];
 }
 
@@ -79,9 +60,8 @@ function open() {
       tried.push(`  ${name}: ${error.message}`);
     }
   }
-  throw new Error(
-    `libsiren: the library was not found. Install it, or name ${SONAME} in SIREN_LIBRARY. Tried:\n${tried.join('\n')}`,
-  );
+  const help = `Install it, or name ${SONAME} in SIREN_LIBRARY. Tried:`;
+  throw new Error(`libsiren: the library was not found. ${help}\n${tried.join('\n')}`);
 }
 
 let loaded;
@@ -94,16 +74,20 @@ let loaded;
 function native() {
   if (loaded) return loaded;
   const library = open();
-  const version = library.func('siren_abi_version', ...FUNCTIONS.siren_abi_version)();
+  const functions = {
+    siren_abi_version: library.func('siren_abi_version', 'uint32_t', []),
+    siren_version: library.func('siren_version', 'str', []),
+    siren_status_name: library.func('siren_status_name', 'str', ['int32_t']),
+  };
+  const version = functions.siren_abi_version();
   const [major, minor] = [version >>> 16, version & 0xffff];
   if (major !== ABI.major || minor < ABI.minor) {
-    throw new Error(
-      `libsiren: the library's ABI is ${major}.${minor}; this package needs ${ABI.major}.${ABI.minor} or a later minor`,
-    );
+    const needed = `${ABI.major}.${ABI.minor} or a later minor`;
+    throw new Error(`libsiren: the library's ABI is ${major}.${minor}; this package needs ${needed}`);
   }
-  const functions = {};
-  for (const [name, [result, parameters]] of Object.entries(FUNCTIONS)) {
-    functions[name] = library.func(name, result, parameters);
+  for (const [name, parameters] of Object.entries(FUNCTIONS)) {
+    const types = [...parameters].map((parameter) => PARAMETERS[parameter]);
+    functions[name] = library.func(name, 'int32_t', types);
   }
   functions.copy = koffi.load(null).func('memcpy', 'void', ['uintptr_t', 'uintptr_t', 'size_t']);
   loaded = functions;

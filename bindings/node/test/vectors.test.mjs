@@ -75,6 +75,8 @@ test('a batch gives each text what it gets alone, bit for bit', async () => {
     if (vector.status) {
       hasStatus(vector.id, scored[i].error, vector.status);
       assert.equal(scored[i].result, null, vector.id);
+      const { message } = await failureOf(guard.score(inputOf(vector)));
+      assert.equal(scored[i].error.message, message, vector.id);
     } else {
       assert.equal(scored[i].error, null, vector.id);
       assert.deepEqual(scored[i].result, await guard.score(inputOf(vector)), vector.id);
