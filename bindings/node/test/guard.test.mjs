@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { createRequire } from 'node:module';
 import test from 'node:test';
 import { Worker } from 'node:worker_threads';
 import {
@@ -45,11 +46,17 @@ test('texts as strings, bytes and objects', async () => {
     const text = 'a '.repeat(size / 2);
     assert.equal((await guard.score(text)).score, (await guard.score(Buffer.from(text))).score);
   }
-  // What is kept runs out in the middle of a text: it is not cut there.
+  // What is kept for texts runs out in the middle of one: it is not cut there.
+  for (let left = 0; left < 120; left += 8) {
+    const last = `${'é'.repeat(50)} ${HARMFUL}`;
+    const [, { result }] = await guard.scoreBatch(['a '.repeat((65_536 - left) / 2), last]);
+    assert.deepEqual(result, await guard.score(Buffer.from(last)));
+  }
   const many = Array.from({ length: 1000 }, (_, i) => `${'é'.repeat(50)} ${i}`);
-  const scored = await guard.scoreBatch(many);
-  assert.deepEqual(scored, await guard.scoreBatch(many.map((text) => Buffer.from(text))));
-  assert.deepEqual(scored[999].result, await guard.score(many[999]));
+  assert.deepEqual(
+    await guard.scoreBatch(many),
+    await guard.scoreBatch(many.map((text) => Buffer.from(text))),
+  );
 });
 
 test('what is not understood is refused, with its name', async () => {
@@ -277,12 +284,23 @@ test('an opening that is given up fails at once', async () => {
   assert.ok((await failureOf(openDemo({ signal: controller.signal }))) instanceof CancelledError);
 });
 
-test('a signal of many calls is listened to once', async () => {
+test('a signal of many calls is listened to once, and has one token', async () => {
+  const { native } = createRequire(import.meta.url)('../lib/native.cjs');
+  const count = { made: 0, freed: 0 };
+  const { siren_cancel_token_new, siren_cancel_token_free } = native();
+  native().siren_cancel_token_new = (...rest) => (count.made++, siren_cancel_token_new(...rest));
+  native().siren_cancel_token_free = (...rest) => (count.freed++, siren_cancel_token_free(...rest));
   const warnings = [];
   const warned = (warning) => warnings.push(warning);
   process.on('warning', warned);
   const { signal } = new AbortController();
   await Promise.all(Array.from({ length: 50 }, () => guard.score('a', { signal })));
+  assert.deepEqual(count, { made: 1, freed: 1 });
+  for (let i = 0; i < 20; i += 1) await guard.score('a', { signal });
+  await failureOf(guard.score({}, { signal }));
+  await failureOf(guard.score(5, { signal }));
+  assert.deepEqual(count, { made: 23, freed: 23 });
+  Object.assign(native(), { siren_cancel_token_new, siren_cancel_token_free });
   const small = await openDemo({ maxQueue: 1 });
   await Promise.all(Array.from({ length: 50 }, () => small.score('a', { signal, wait: true })));
   await small.close();
