@@ -1,0 +1,31 @@
+// The same objects for `import` and `require`.
+import siren from './index.cjs';
+
+export const {
+  open,
+  version,
+  Guard,
+  Stream,
+  GuardTransformStream,
+  SirenError,
+  InvalidArgumentError,
+  InvalidHandleError,
+  InvalidUtf8Error,
+  NotFoundError,
+  IoError,
+  InvalidModelError,
+  UnsupportedError,
+  NetworkError,
+  UnauthorizedError,
+  OfflineError,
+  LimitExceededError,
+  OutOfMemoryError,
+  BusyError,
+  CancelledError,
+  DeadlineExceededError,
+  PoisonedError,
+  ForkedError,
+  NonFiniteError,
+  InternalError,
+  InUseError,
+} = siren;
