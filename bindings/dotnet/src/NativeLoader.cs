@@ -33,9 +33,9 @@ namespace Siren
         }
 
         public static Loaded Load() =>
-            Load(Environment.GetEnvironmentVariable(Variable), Folders());
+            Load(Environment.GetEnvironmentVariable(Variable), Folders(), Names());
 
-        internal static Loaded Load(string? named, IEnumerable<string> folders)
+        internal static Loaded Load(string? named, IEnumerable<string> folders, string[] names)
         {
             if (IntPtr.Size != 8)
             {
@@ -51,7 +51,7 @@ namespace Siren
             var tried = new StringBuilder();
             foreach (string folder in folders)
             {
-                foreach (string name in Names())
+                foreach (string name in names)
                 {
                     string path = Path.Combine(folder, name);
                     if (!File.Exists(path))
@@ -67,7 +67,7 @@ namespace Siren
                     tried.Append("\n  ").Append(path).Append(": ").Append(reason);
                 }
             }
-            foreach (string name in Names())
+            foreach (string name in names)
             {
                 IntPtr handle = Open(name, out reason);
                 if (handle != IntPtr.Zero)

@@ -97,6 +97,7 @@ namespace Siren
         /// </returns>
         /// <exception cref="SirenException">Text could not be judged, and the options do not let it pass.</exception>
         /// <exception cref="OperationCanceledException"><paramref name="cancellation"/> was cancelled.</exception>
+        /// <exception cref="ObjectDisposedException">The guard was disposed before this call, which itself throws it.</exception>
         public IAsyncEnumerable<SirenGuardedText> GuardAsync(
             IAsyncEnumerable<string> answer, SirenGuardingOptions? options = null, CancellationToken cancellation = default)
         {
@@ -105,13 +106,24 @@ namespace Siren
                 throw new ArgumentNullException(nameof(answer));
             }
             options ??= new SirenGuardingOptions();
-            return Guarding.Run(answer, () => NewStream(new SirenStreamOptions
+            var streaming = new SirenStreamOptions
             {
                 Prompt = options.Prompt,
                 Threshold = options.Threshold,
                 Hysteresis = options.Hysteresis,
                 Windows = options.Windows,
-            }), options, cancellation);
+            };
+            // Opened here: a guard may be disposed, to be replaced, before the enumeration begins.
+            SirenStream? opened = null;
+            try
+            {
+                opened = NewStream(streaming);
+            }
+            catch (SirenException)
+            {
+                // It is tried again there, under the options.
+            }
+            return Guarding.Run(answer, () => Interlocked.Exchange(ref opened, null) ?? NewStream(streaming), options, cancellation);
         }
     }
 
@@ -120,10 +132,11 @@ namespace Siren
     {
         private readonly SirenGuardingOptions options;
         private readonly SirenPushOptions push;
-        // Bytes that were not shown; of these, those from `pushed` on were not taken by the stream.
+        // Bytes that were not shown (from `shown` on), or that the stream has not taken (from `pushed` on);
+        // before them `dropped` others were both.
         private byte[] held = new byte[256];
-        private int count, pushed;
-        private long shown;
+        private int count, pushed, shown;
+        private long dropped;
         private char carried;
 
         private Guarding(SirenGuardingOptions options)
@@ -225,7 +238,7 @@ namespace Siren
             {
                 if (options.OnHarmful == SirenOnHarmful.Stop)
                 {
-                    show = (int)Math.Max(0, Math.Min(count, result.ClearedBytes - shown));
+                    show = (int)Math.Max(shown, Math.Min(count, result.ClearedBytes - dropped));
                     stop = result.Crossing != null;
                     if (last && !stop && show < count)
                     {
@@ -239,11 +252,14 @@ namespace Siren
             {
                 throw failure;
             }
-            string text = Utf8.Lenient.GetString(held, 0, show);
-            Array.Copy(held, show, held, 0, count - show);
-            count -= show;
-            pushed = Math.Max(0, pushed - show);
-            shown += show;
+            string text = Utf8.Lenient.GetString(held, shown, show - shown);
+            shown = show;
+            int done = Math.Min(shown, pushed);
+            Array.Copy(held, done, held, 0, count - done);
+            count -= done;
+            shown -= done;
+            pushed -= done;
+            dropped += done;
             return new SirenGuardedText(text, result, options.OnFailure == SirenOnFailure.Flag ? failure : null, stop);
         }
     }

@@ -85,7 +85,10 @@ namespace Siren
         /// <see cref="System.Threading.Timeout.InfiniteTimeSpan"/> are none.
         /// </summary>
         public TimeSpan? Timeout { get; set; }
-        /// <summary>Waits for a place when the queue is full; else that is <see cref="SirenStatus.Busy"/>.</summary>
+        /// <summary>
+        /// Waits for a place when the queue is full; else that is <see cref="SirenStatus.Busy"/>. A call that
+        /// does not block does not wait either for more than the queue holds at all.
+        /// </summary>
         public bool Wait { get; set; }
 
         internal static unsafe void Fill(SirenScoreOptions? options, IntPtr cancel, NativeScoreOptions* native)

@@ -17,7 +17,7 @@ netfx_package=nswag@14.7.1
 netfx_sum=b8b7c117a5e7bff1655cf6f5d561c0d163248239eb644120b5cdfc52d76b2e4e
 netfx_files="System.Memory System.Buffers System.Numerics.Vectors System.Runtime.CompilerServices.Unsafe
     System.Threading.Tasks.Extensions Microsoft.Bcl.AsyncInterfaces System.Text.Json System.Text.Encodings.Web
-    System.ValueTuple"
+    System.IO.Pipelines System.ValueTuple"
 
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
