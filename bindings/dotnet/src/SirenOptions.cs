@@ -86,8 +86,8 @@ namespace Siren
         /// </summary>
         public TimeSpan? Timeout { get; set; }
         /// <summary>
-        /// Waits for a place when the queue is full; else that is <see cref="SirenStatus.Busy"/>. A call that
-        /// does not block does not wait either for more than the queue holds at all.
+        /// Waits for a place when the queue is full; else that is <see cref="SirenStatus.Busy"/>. Of
+        /// asynchronous calls, as many texts again as the queue holds may wait so.
         /// </summary>
         public bool Wait { get; set; }
 
