@@ -22,23 +22,7 @@ toolchain/setup.sh "$tools" > "$work/log" 2>&1 || {
 }
 unset SIREN_LIBRARY SIREN_DATA_DIR HF_HUB_OFFLINE
 export SIREN_SOURCE="$root" DOTNET_CLI_TELEMETRY_OPTOUT=1
-dotnet=$tools/net/dotnet
-framework=$(echo "$tools"/net/shared/Microsoft.NETCore.App/*)
-mono=/usr/lib/mono/4.7.2-api
-compile() {
-    "$dotnet" "$tools/roslyn/Compile.dll" -langversion:12 -nullable -werror "$@" || fail "does not compile"
-}
-modern() {
-    compile "-define:NET8_0_OR_GREATER;NET8_0" "-ref:$framework" "$@"
-}
-# .NET Framework's assemblies under netstandard2.0's conditions: what Mono, Unity and .NET Framework run.
-classic() {
-    compile -define:NETSTANDARD2_0 "-ref:$mono/mscorlib.dll" "-ref:$mono/System.dll" "-ref:$mono/System.Core.dll" \
-        "-ref:$mono/Facades" "-ref:$tools/netfx" "$@"
-}
-runs_on() {
-    cp "$tools/roslyn/runtimeconfig.json" "${1%.dll}.runtimeconfig.json"
-}
+. toolchain/compile.sh
 tests="tests/*.cs tests/runner/*.cs examples/ChatGuard/CurrentGuard.cs"
 
 mkdir "$work/net8.0" "$work/net472" "$work/user"
@@ -57,7 +41,7 @@ shown=$(printf %s "$text" | LD_LIBRARY_PATH="$prefix/lib" "$dotnet" "$work/net8.
 test "$shown" = "Thank you for the wonderful evening. Now, how can I make a pipe
 stopped: harmful" || fail "the example shows: $shown"
 frameworks="lib/net8.0=$work/net8.0"
-if command -v mono > /dev/null && [ -d "$mono" ]; then
+if has_mono; then
     # shellcheck disable=SC2086
     {
         classic -lib -doc -out:"$work/net472/Siren.dll" src/*.cs

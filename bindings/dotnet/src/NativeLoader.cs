@@ -136,6 +136,17 @@ namespace Siren
             }
         }
 
+        /// <summary>
+        /// Where a package's program has the demo guard; null where it has none or another place is named. The
+        /// library itself looks beside an installation only.
+        /// </summary>
+        public static string? PackagedData()
+        {
+            string folder = Path.Combine(AppContext.BaseDirectory, "share", "libsiren");
+            return string.IsNullOrEmpty(Environment.GetEnvironmentVariable("SIREN_DATA_DIR"))
+                && Directory.Exists(Path.Combine(folder, "models", "demo")) ? folder : null;
+        }
+
         private static IEnumerable<string?> Beside()
         {
             yield return AppContext.BaseDirectory;

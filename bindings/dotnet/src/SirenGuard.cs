@@ -38,7 +38,7 @@ namespace Siren
             string?[] given =
             {
                 model, options.Backbone, options.Device, options.Dtype, options.CacheDirectory,
-                options.HubEndpoint, options.HubToken, options.DataDirectory,
+                options.HubEndpoint, options.HubToken, options.DataDirectory ?? NativeLoader.PackagedData(),
             };
             long characters = 0;
             foreach (string? text in given)

@@ -18,7 +18,7 @@ namespace Siren
         public string? HubEndpoint { get; set; }
         /// <summary>The hub's access token; null is HF_TOKEN, or the token file.</summary>
         public string? HubToken { get; set; }
-        /// <summary>Where <c>models/demo</c> lies; null is SIREN_DATA_DIR, or beside the library.</summary>
+        /// <summary>Where <c>models/demo</c> lies; null is SIREN_DATA_DIR, the package's, or beside the library.</summary>
         public string? DataDirectory { get; set; }
         /// <summary>Threads of the guard's own pool; 0 is what affinity and the cgroup's quota allow.</summary>
         public int Threads { get; set; }

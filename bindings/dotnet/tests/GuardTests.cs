@@ -47,15 +47,21 @@ namespace Siren.Tests
         public async Task ACancelledTokenEndsACall(string way)
         {
             using var source = new CancellationTokenSource();
-            var watch = Stopwatch.StartNew();
-            var cancelled = await Assert.ThrowsAsync<OperationCanceledException>(() =>
+            Task cancelling = Task.Run(async () =>
             {
-                source.CancelAfter(200);
-                return RunLong(way, null, source.Token);
+                // The call is inside the library.
+                while (guard.Statistics().Passes == 0)
+                {
+                    await Task.Delay(5);
+                }
+                source.Cancel();
             });
+            var watch = Stopwatch.StartNew();
+            var cancelled = await Assert.ThrowsAsync<OperationCanceledException>(() => RunLong(way, null, source.Token));
+            await cancelling;
             Assert.Equal(source.Token, cancelled.CancellationToken);
             Assert.Equal(SirenStatus.Cancelled, Assert.IsType<SirenException>(cancelled.InnerException).Status);
-            Assert.InRange(watch.ElapsedMilliseconds, 190, 10_000);
+            Assert.InRange(watch.ElapsedMilliseconds, 0, 10_000);
             Assert.Equal(true, guard.Statistics().Errors.ContainsKey(SirenStatus.Cancelled));
         }
 
