@@ -24,9 +24,9 @@ folder=$(cd "$1" && pwd)
 # What was downloaded once is kept, as long as it is what is named above.
 wanted=$(sha256sum < "$0")
 if [ "$(cat "$folder/downloaded" 2> /dev/null)" != "$wanted" ]; then
-    rm -rf "$folder"
-    mkdir -p "$folder/roslyn" "$folder/netfx"
     cd "$folder"
+    rm -rf net roslyn netfx python downloaded compiled
+    mkdir roslyn netfx
     command -v npm > /dev/null || { echo "npm is not installed" >&2; exit 1; }
     python3 -m venv python
     python/bin/pip install --quiet --disable-pip-version-check "$runtime" "$pythonnet"
