@@ -5,6 +5,7 @@ set -euo pipefail
 # command -> package
 declare -A need=(
   [cc]=gcc [c++]=g++ [make]=make [pkg-config]=pkg-config [cmake]=cmake
+  [npm]=npm
   [valgrind]=valgrind [readelf]=binutils [curl]=curl [clang++]=clang
 )
 missing=()
@@ -13,6 +14,9 @@ for command in "${!need[@]}"; do
 done
 # A header that only the tests of the C++ wrapper need.
 [ -e /usr/include/nlohmann/json.hpp ] || missing+=(nlohmann-json3-dev)
+# The C# tests compile against Mono's assemblies, and fetch their runtime into a virtual environment.
+[ -d /usr/lib/mono/4.7.2-api ] || missing+=(mono-devel)
+python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 if ! command -v cargo >/dev/null 2>&1; then
   echo "Rust is missing: install a stable toolchain (1.95 or later) with rustup, then try again." >&2
   exit 1
