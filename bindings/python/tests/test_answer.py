@@ -84,7 +84,7 @@ def test_nothing_past_the_crossing_is_shown(guard, asynchronous, on_crossing):
     answer = guard.guard_answer(chunks, on_crossing=on_crossing)
     shown, ended = read(answer, asynchronous)
     # The reference is the stream itself, which the vectors hold against llm-siren.
-    with guard.stream() as stream:
+    with guard.stream(windows=True) as stream:
         for word in words(TURN):
             expected = stream.push(word)
             if expected.crossing:
@@ -143,7 +143,7 @@ class Failing:
 def test_text_that_could_not_be_judged(guard, asynchronous, kind, on_failure):
     error = kind("planted")
     options = {} if on_failure is None else {"on_failure": on_failure}
-    answer = GuardedAnswer(lambda: Failing(guard.stream(), error, 2, 2), Chunks(words(SAFE)), **options)
+    answer = GuardedAnswer(lambda: Failing(guard.stream(windows=True), error, 2, 2), Chunks(words(SAFE)), **options)
     shown, ended = read(answer, asynchronous)
     if on_failure in (None, "block"):
         assert ended is error
@@ -158,7 +158,7 @@ def test_text_that_could_not_be_judged(guard, asynchronous, kind, on_failure):
 
 
 def guard_result(guard, text):
-    with guard.stream() as stream:
+    with guard.stream(windows=True) as stream:
         stream.push(text)
         return stream.finish()
 
@@ -166,11 +166,11 @@ def guard_result(guard, text):
 @both
 def test_text_that_was_let_pass_still_crosses(guard, asynchronous):
     answer = GuardedAnswer(
-        lambda: Failing(guard.stream(), libsiren.BusyError("planted"), 0, 12), Chunks(words(TURN)), on_failure="pass"
+        lambda: Failing(guard.stream(), libsiren.BusyError("planted"), 0, 13), Chunks(words(TURN)), on_failure="pass"
     )
     shown, ended = read(answer, asynchronous)
     assert isinstance(ended, HarmfulAnswerError)
-    assert "".join(shown) == "".join(words(TURN)[:12])
+    assert "".join(shown) == "".join(words(TURN)[:13])
 
 
 @both

@@ -186,7 +186,7 @@ def test_closing():
         with pytest.raises(libsiren.InvalidHandleError):
             call()
     # A stream outlives its guard.
-    assert stream.push("Thank you").tokens == 2
+    assert stream.push("Thank you").tokens == 3
     stream.close()
     with pytest.raises(libsiren.InvalidHandleError):
         stream.push("more")
@@ -306,7 +306,7 @@ def test_asynchronous_calls(guard):
         texts = [f"text {i}" for i in range(16)]
         assert await asyncio.gather(*map(guard.score_async, texts)) == guard.score_batch(texts)
         with guard.stream() as stream:
-            assert (await stream.push_async("Thank you")).tokens == 2
+            assert (await stream.push_async("Thank you")).tokens == 3
             assert (await stream.finish_async()).cleared_bytes == 9
         before = guard.stats().errors[libsiren.CancelledError.status]
         task = asyncio.create_task(guard.score_async(LONG, windows=WINDOWS))
