@@ -50,6 +50,14 @@ if python build_wheel.py "$prefix" "$work/old" --glibc 2.5 2> "$work/refused"; t
     exit 1
 fi
 grep -q 'expected at most 2.5' "$work/refused" || { cat "$work/refused" >&2; exit 1; }
+mkdir -p "$work/foreign/lib"
+cp "$prefix/lib/libsiren.so.0" "$work/foreign/lib"
+patchelf --add-needed libstdc++.so.6 "$work/foreign/lib/libsiren.so.0"
+if python build_wheel.py "$work/foreign" "$work/old" 2> "$work/refused"; then
+    echo "build_wheel.py: a library that needs libstdc++ was not refused" >&2
+    exit 1
+fi
+grep -q 'needs libstdc++.so.6' "$work/refused" || { cat "$work/refused" >&2; exit 1; }
 pip install --quiet --disable-pip-version-check --no-index --no-deps --force-reinstall "$wheel"
 python -m pytest -q -p no:cacheprovider
 
