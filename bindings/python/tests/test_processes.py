@@ -35,6 +35,8 @@ def in_child(action):
     return text
 
 
+# Python 3.12 warns of what is tested here: a fork of a process with threads.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_after_a_fork_there_is_a_clear_error(guard):
     stream = guard.stream()
     guard.score_streaming("one")
