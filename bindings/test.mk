@@ -3,7 +3,7 @@
 # demo guard and the vectors of this tree. A language whose tools are not there says SKIPPED.
 
 BINDINGS_PREFIX ?= $(abspath $(or $(CARGO_TARGET_DIR),target))/bindings-prefix
-BINDINGS := bindings-cpp bindings-go bindings-node bindings-dotnet
+BINDINGS := bindings-cpp bindings-go bindings-node bindings-dotnet bindings-python
 
 .PHONY: bindings-test bindings-prefix dist-dev $(BINDINGS)
 

@@ -12,6 +12,12 @@ missing=()
 for command in "${!need[@]}"; do
   command -v "$command" >/dev/null 2>&1 || missing+=("${need[$command]}")
 done
+# The tests of the Python binding make an environment of their own.
+if command -v python3 >/dev/null 2>&1; then
+  python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || missing+=(python3-venv)
+else
+  missing+=(python3 python3-venv)
+fi
 # A header that only the tests of the C++ wrapper need.
 [ -e /usr/include/nlohmann/json.hpp ] || missing+=(nlohmann-json3-dev)
 # The C# tests compile against Mono's assemblies, and fetch their runtime into a virtual environment.
