@@ -22,7 +22,6 @@ fi
 [ -e /usr/include/nlohmann/json.hpp ] || missing+=(nlohmann-json3-dev)
 # The C# tests compile against Mono's assemblies, and fetch their runtime into a virtual environment.
 [ -d /usr/lib/mono/4.7.2-api ] || missing+=(mono-devel)
-python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 if ! command -v cargo >/dev/null 2>&1; then
   echo "Rust is missing: install a stable toolchain (1.95 or later) with rustup, then try again." >&2
   exit 1

@@ -1,4 +1,4 @@
-//! The seam behind which a linear layer's weights may be packed, dense or (one day) quantised.
+//! The seam behind which a linear layer's weights may be packed, in int8, or another device's tensor.
 
 use std::sync::{Mutex, PoisonError};
 
