@@ -274,6 +274,40 @@ mod tests {
         }
     }
 
+    /// However a text is shared out to chunks, and whatever stands beside it.
+    #[test]
+    fn attention_of_a_row_has_the_same_bits_in_any_chunk() {
+        let length = 203;
+        for (heads, precision) in [HEADS, WHOLE_HEADS[0], WHOLE_HEADS[1]]
+            .into_iter()
+            .flat_map(|heads| [Precision::F32, Precision::Bf16].map(|p| (heads, p)))
+        {
+            let shape = KvShape { layers: 1, heads };
+            let text = random(length, heads.qkv());
+            let run = |cuts: &[usize], threads: usize| -> Vec<f32> {
+                let mut kv = Kv::new(shape, &Device::Cpu, &Meter::default());
+                kv.reserve(0, length).unwrap();
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut out = vec![];
+                for part in cuts.windows(2) {
+                    let count = part[1] - part[0];
+                    let qkv = fused(&text.narrow(0, part[0], count).unwrap());
+                    kv.store(0, part[0], &qkv, 0..count).unwrap();
+                    let span = Span { rows: 0..count, position: part[0], kv: &kv, layer: 0 };
+                    let rows = pool.install(|| {
+                        kernels::attention(&qkv, &[span], heads, precision, Form::Rows)
+                    });
+                    out.extend_from_slice(plain_rows(rows).cpu().unwrap());
+                }
+                out
+            };
+            let whole = run(&[0, length], 1);
+            for cuts in [&[0, 1, 2, 130, 147, 203][..], &[0, 16, 128, 129, 203], &[0, 100, 203]] {
+                assert!(run(cuts, 3) == whole, "{heads:?} {precision:?} {cuts:?}");
+            }
+        }
+    }
+
     #[test]
     fn a_copy_of_a_texts_beginning_shares_its_pages_until_one_is_written() {
         let shape = KvShape { layers: 1, heads: HEADS };
