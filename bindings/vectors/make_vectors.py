@@ -355,7 +355,7 @@ def main():
             {"id": "not-a-model", "open": {"model": "include"}, "status": "not_found"},
             {"id": "dtype", "open": {"model": "models/demo", "dtype": "f8"}, "status": "invalid_argument"},
             {"id": "device", "open": {"model": "models/demo", "device": "tpu"}, "status": "invalid_argument"},
-            {"id": "int8", "open": {"model": "models/demo", "dtype": "int8"}, "status": "unsupported"},
+            {"id": "cuda", "open": {"model": "models/demo", "device": "cuda:99"}, "status": "unsupported"},
         ],
         "batches": [{"guard": "small", "ids": ["at-limit"] * 3, "status": "limit_exceeded"}],
         "scores": list(scores(reference)),
