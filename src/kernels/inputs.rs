@@ -3,6 +3,7 @@
 //! Rows that were written as f32 first would go through the memory twice more.
 #![allow(unsafe_code)] // Strips exist only where the CPU has the instructions that fill them.
 
+#[cfg(target_arch = "x86_64")]
 use rayon::iter::Either;
 use rayon::prelude::*;
 
@@ -73,6 +74,7 @@ impl Inputs {
     ///
     /// # Errors
     /// `OutOfMemory`; `Internal` for rows of another device.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) fn converted(rows: &Rows, form: Form) -> Result<Self> {
         let width = rows.width();
         let mut converted = Self::lend(rows.arena()?, rows.rows(), width, form)?;

@@ -60,6 +60,7 @@ impl Kernel {
     }
 
     fn run(self, task: Task<'_>, arena: &Arena) -> Result<()> {
+        let _ = arena;
         match self {
             // SAFETY: `new` saw that the CPU has the instructions and the head is whole tiles.
             #[cfg(target_arch = "x86_64")]
@@ -226,6 +227,7 @@ impl Task<'_> {
     }
 
     /// The place of query `at` in its text.
+    #[cfg(target_arch = "x86_64")]
     fn position(&self, at: usize) -> usize {
         self.positions.start + at / self.group()
     }

@@ -41,8 +41,10 @@ use super::inputs::{Form, Inputs};
 use super::strips::Strips;
 use super::{BlockType, Precision, Rows};
 use crate::error::{Error, Result};
+#[cfg(target_arch = "x86_64")]
 use crate::sys;
 pub(crate) use int8::Int8Linear;
+#[cfg(target_arch = "x86_64")]
 pub(super) use pack::Line;
 use pack::{PANEL, Panels, Storage};
 
@@ -149,6 +151,7 @@ impl Isa {
 
 /// A linear layer's weights, packed for the CPU at hand.
 pub(crate) struct PackedLinear {
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     isa: Isa,
     precision: Precision,
     /// Outputs behind each other: a run of parts of one storage each.
@@ -265,7 +268,12 @@ impl PackedLinear {
         for panels in &self.runs {
             let columns = drive::Columns { y: y.cpu_mut()?, stride: n, first };
             // SAFETY: `pack_for` saw that the CPU has `self.isa`, and these are its kernels.
-            unsafe { self.run(panels, x, columns)? };
+            #[cfg(target_arch = "x86_64")]
+            unsafe {
+                self.run(panels, x, columns)?
+            };
+            #[cfg(not(target_arch = "x86_64"))]
+            self.run_portable(panels, x.cpu()?, columns);
             first += panels.n;
         }
         Ok(y)
@@ -339,13 +347,13 @@ impl PackedLinear {
 
     /// # Safety
     /// The CPU has the instructions of `self.isa`.
+    #[cfg(target_arch = "x86_64")]
     unsafe fn run(&self, w: &Panels, rows: &Rows, y: drive::Columns<'_>) -> Result<()> {
         use drive::run;
         let x = rows.cpu()?;
         let round = self.rounds();
         // SAFETY: each kernel uses the instructions of its `isa` alone, as `available` asks for them.
         unsafe {
-            #[cfg(target_arch = "x86_64")]
             match (self.isa, w.storage) {
                 (Isa::Amx, Storage::Bf16Tiles) => {
                     let parts = if round { 1 } else { 3 };
@@ -372,8 +380,6 @@ impl PackedLinear {
                 }
                 _ => self.run_portable(w, x, y),
             }
-            #[cfg(not(target_arch = "x86_64"))]
-            self.run_portable(w, x, y);
         }
         Ok(())
     }

@@ -177,6 +177,7 @@ impl Panels {
     }
 
     /// Where a panel of `Bf16Tiles` begins, to be fetched early; it need not exist.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn panel_start(&self, panel: usize) -> *const Line {
         self.lines.as_ptr().wrapping_add(panel * self.storage.lines(self.steps))
     }

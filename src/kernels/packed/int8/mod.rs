@@ -44,6 +44,7 @@ use rayon::prelude::*;
 use super::drive::{Output, share};
 use super::pack::{Line, PANEL};
 use super::{PackError, PackedLinear};
+#[cfg(target_arch = "x86_64")]
 use crate::sys;
 use quantise::{Codes, RowScales, Weights};
 
