@@ -78,13 +78,7 @@ impl Decoder {
         calibration: &[u32],
     ) -> Result<Self> {
         // Activations are f32 on the CPU, whatever the layers' precision is.
-        let dtype = match (device, precision) {
-            (Device::Cpu, _) | (_, Precision::F32) => DType::F32,
-            (_, Precision::Bf16) => DType::BF16,
-            (_, Precision::Int8) => {
-                return Err(Error::new(Status::Unsupported, "dtype int8 runs on the CPU alone"));
-            }
-        };
+        let dtype = if device.is_cpu() { DType::F32 } else { precision.device_dtype()? };
         // Checkpoints of the bare model lack the prefix.
         let prefix = if checkpoint.contains("model.embed_tokens.weight") { "model" } else { "" };
         let backend: Box<dyn candle_nn::var_builder::SimpleBackend> = Box::new(&**checkpoint);

@@ -200,14 +200,15 @@ fn cuda(ordinal: usize) -> Result<Device> {
 }
 
 fn precision(dtype: Dtype, device: &Device) -> Result<Precision> {
-    match dtype {
-        Dtype::Auto if device.is_cpu() => Ok(Precision::F32),
-        Dtype::Auto | Dtype::Bf16 => Ok(Precision::Bf16),
-        Dtype::F32 => Ok(Precision::F32),
-        Dtype::Int8 if device.is_cpu() => Ok(Precision::Int8),
-        Dtype::Int8 => Err(Error::new(
-            Status::Unsupported,
-            "dtype int8 runs on the CPU alone: use bf16 on a GPU, or the device cpu",
-        )),
+    let precision = match dtype {
+        Dtype::Auto if device.is_cpu() => Precision::F32,
+        Dtype::Auto | Dtype::Bf16 => Precision::Bf16,
+        Dtype::F32 => Precision::F32,
+        Dtype::Int8 => Precision::Int8,
+    };
+    if !device.is_cpu() {
+        // Refused before anything is read.
+        precision.device_dtype()?;
     }
+    Ok(precision)
 }

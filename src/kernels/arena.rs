@@ -68,7 +68,7 @@ impl Shared {
     }
 }
 
-/// `length` rounded up, by a seventh at the most where it matters: a text that is a few tokens longer
+/// `length` rounded up, by an eighth at the most where it matters: a text that is a few tokens longer
 /// than the one before shall find its buffers.
 fn size_class(length: usize) -> usize {
     let step = (length.checked_next_power_of_two().unwrap_or(length) / 16).max(1024);

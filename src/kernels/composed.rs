@@ -227,51 +227,48 @@ mod tests {
 
     fn compare_attention(texts: &[(usize, usize)], heads: Heads, precisions: &[(Precision, f32)]) {
         let shape = KvShape { layers: 2, heads };
-        {
-            let meter = Meter::default();
-            let mut all: Vec<_> = texts
-                .iter()
-                .map(|&(length, first)| {
-                    let mut kvs = [
-                        Kv::new(shape, &Device::Cpu, &meter),
-                        Kv::Tensors(Tensors::new(shape, &meter)),
-                    ];
-                    let first = random(first.max(1), heads.qkv()).narrow(0, 0, first).unwrap();
-                    let rest = random(length - first.dim(0).unwrap(), heads.qkv());
-                    let known = first.dim(0).unwrap();
-                    for (kv, rows) in kvs.iter_mut().zip([fused, on_device]) {
-                        kv.reserve(0, length).unwrap();
-                        if known > 0 {
-                            kv.store(1, 0, &rows(&first), 0..known).unwrap();
-                        }
-                        kv.store(1, known, &rows(&rest), 0..length - known).unwrap();
+        let meter = Meter::default();
+        let mut all: Vec<_> = texts
+            .iter()
+            .map(|&(length, first)| {
+                let mut kvs = [
+                    Kv::new(shape, &Device::Cpu, &meter),
+                    Kv::Tensors(Tensors::new(shape, &meter)),
+                ];
+                let first = random(first.max(1), heads.qkv()).narrow(0, 0, first).unwrap();
+                let rest = random(length - first.dim(0).unwrap(), heads.qkv());
+                let known = first.dim(0).unwrap();
+                for (kv, rows) in kvs.iter_mut().zip([fused, on_device]) {
+                    kv.reserve(0, length).unwrap();
+                    if known > 0 {
+                        kv.store(1, 0, &rows(&first), 0..known).unwrap();
                     }
-                    (kvs, known, rest)
+                    kv.store(1, known, &rows(&rest), 0..length - known).unwrap();
+                }
+                (kvs, known, rest)
+            })
+            .collect();
+        let rows: Vec<&Tensor> = all.iter().map(|(_, _, rest)| rest).collect();
+        let qkv = Tensor::cat(&rows, 0).unwrap();
+        let spans = |which: usize| -> Vec<Span<'_>> {
+            let mut at = 0;
+            all.iter()
+                .map(|(kvs, position, rest)| {
+                    let rows = at..at + rest.dim(0).unwrap();
+                    at = rows.end;
+                    Span { rows, position: *position, kv: &kvs[which], layer: 1 }
                 })
-                .collect();
-            let rows: Vec<&Tensor> = all.iter().map(|(_, _, rest)| rest).collect();
-            let qkv = Tensor::cat(&rows, 0).unwrap();
-            let spans = |which: usize| -> Vec<Span<'_>> {
-                let mut at = 0;
-                all.iter()
-                    .map(|(kvs, position, rest)| {
-                        let rows = at..at + rest.dim(0).unwrap();
-                        at = rows.end;
-                        Span { rows, position: *position, kv: &kvs[which], layer: 1 }
-                    })
-                    .collect()
-            };
-            let plain = attention(&qkv, &spans(1), heads).unwrap();
-            for &(precision, most) in precisions {
-                let ours =
-                    kernels::attention(&fused(&qkv), &spans(0), heads, precision, Form::Rows);
-                let ours = plain_rows(ours);
-                let worst = worst(&tensor(&ours), &plain);
-                assert!(worst < most, "{texts:?} {heads:?} {precision:?}: {worst}");
-            }
-            all.clear();
-            assert_eq!(meter.bytes(), 0);
+                .collect()
+        };
+        let plain = attention(&qkv, &spans(1), heads).unwrap();
+        for &(precision, most) in precisions {
+            let ours = kernels::attention(&fused(&qkv), &spans(0), heads, precision, Form::Rows);
+            let ours = plain_rows(ours);
+            let worst = worst(&tensor(&ours), &plain);
+            assert!(worst < most, "{texts:?} {heads:?} {precision:?}: {worst}");
         }
+        all.clear();
+        assert_eq!(meter.bytes(), 0);
     }
 
     /// However a text is shared out to chunks, and whatever stands beside it.

@@ -7,8 +7,6 @@ use super::inputs::{Inputs, Sink};
 use super::{Heads, math};
 use crate::error::Result;
 
-/// Rows a task works on: enough to be worth the hand-over, few enough to share out.
-const ROWS_PER_TASK: usize = 16;
 /// Elements a task works on where rows do not matter.
 const ELEMENTS_PER_TASK: usize = 16 << 10;
 /// Partial sums of a row, added up in a fixed order.
@@ -151,9 +149,9 @@ pub(super) fn norm_and_rotate(
 ) {
     let (row, half) = (heads.qkv(), heads.dim / 2);
     let arch = Arch::new();
-    qkv.par_chunks_mut(ROWS_PER_TASK * row)
-        .zip(cos.par_chunks(ROWS_PER_TASK * half))
-        .zip(sin.par_chunks(ROWS_PER_TASK * half))
+    qkv.par_chunks_mut(Sink::ROWS * row)
+        .zip(cos.par_chunks(Sink::ROWS * half))
+        .zip(sin.par_chunks(Sink::ROWS * half))
         .for_each(|((qkv, cos), sin)| {
             arch.dispatch(
                 #[inline(always)]

@@ -15,9 +15,7 @@ use super::{
     strips::{self, Strips},
     tiles::SIDE,
 };
-#[cfg(target_arch = "x86_64")]
-use crate::error::Error;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Rows of a task.
 #[cfg(not(target_arch = "x86_64"))]
@@ -90,6 +88,15 @@ impl Inputs {
     /// Numbers of a row.
     pub(super) fn width(&self) -> usize {
         self.width
+    }
+
+    /// # Errors
+    /// `Internal` where they are not the inputs of a layer of `width`.
+    pub(super) fn expect_width(&self, width: usize) -> Result<()> {
+        if self.width == width {
+            return Ok(());
+        }
+        Err(Error::internal(format!("{} inputs for a layer of {width}", self.width)))
     }
 
     /// The rows, where that is their form.
@@ -192,7 +199,7 @@ pub(super) enum Sink<'a> {
 }
 
 impl Sink<'_> {
-    /// Rows of a sink, but for the last.
+    /// Rows of a sink, but for the last: enough to be worth the hand-over, few enough to share out.
     pub(super) const ROWS: usize = SIDE;
 
     /// Writes row `r` of these, which `compute` is given to fill.

@@ -23,6 +23,23 @@ pub(crate) enum Precision {
     Int8,
 }
 
+impl Precision {
+    /// The dtype of everything on a device that is not the CPU.
+    ///
+    /// # Errors
+    /// `Unsupported` for what runs on the CPU alone.
+    pub(crate) fn device_dtype(self) -> Result<DType> {
+        match self {
+            Self::F32 => Ok(DType::F32),
+            Self::Bf16 => Ok(DType::BF16),
+            Self::Int8 => Err(Error::new(
+                Status::Unsupported,
+                "dtype int8 runs on the CPU alone: use bf16 on a GPU, or the device cpu",
+            )),
+        }
+    }
+}
+
 /// `x W^T + b`: `[tokens, in]` to `[tokens, out]`.
 pub(crate) struct Linear {
     weight: Weight,
@@ -66,11 +83,8 @@ impl Linear {
                 weight.matmul(x)?
             }
             Weight::Int8(weight) => {
-                let (x, inputs) = (x.rows()?, weight.in_features());
-                if x.width() != inputs {
-                    let got = x.width();
-                    return Err(Error::internal(format!("{got} inputs for a layer of {inputs}")));
-                }
+                x.expect_width(weight.in_features())?;
+                let x = x.rows()?;
                 let mut y = x.beside(weight.out_features())?;
                 weight.matmul(x.cpu()?, y.cpu_mut()?);
                 y
@@ -175,7 +189,7 @@ impl<'a> LinearLoader<'a> {
     /// # Errors
     /// `OutOfMemory`; `Internal` when the device fails.
     pub(crate) fn finish(self, device: &Device) -> Result<Linear> {
-        if device.is_cpu() { self.packed() } else { Ok(self.dense(device)?) }
+        if device.is_cpu() { self.packed() } else { self.dense(device) }
     }
 
     fn packed(self) -> Result<Linear> {
@@ -190,12 +204,8 @@ impl<'a> LinearLoader<'a> {
         Ok(Linear { weight: weight.map_err(pack_error)?, bias })
     }
 
-    fn dense(self, device: &Device) -> candle_core::Result<Linear> {
-        let dtype = match self.precision {
-            Precision::F32 => DType::F32,
-            Precision::Bf16 => DType::BF16,
-            Precision::Int8 => candle_core::bail!("int8 runs on the CPU alone"),
-        };
+    fn dense(self, device: &Device) -> Result<Linear> {
+        let dtype = self.precision.device_dtype()?;
         let parts = self
             .parts
             .iter()

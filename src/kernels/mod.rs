@@ -37,7 +37,7 @@ pub(crate) use rows::{Rows, Vector};
 /// Whether this CPU multiplies tiles, and this process may.
 pub(crate) fn has_tiles() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return crate::sys::amx::has_bf16();
+    return tiles::available();
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

@@ -7,6 +7,14 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::packed::Line;
+use crate::sys;
+
+/// Whether the CPU has what makes and multiplies these tiles, and this process may use them.
+pub(super) fn available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bf16")
+        && sys::amx::has_bf16()
+}
 
 /// Rows of a tile, and its columns of f32.
 pub(super) const SIDE: usize = 16;

@@ -12,10 +12,10 @@ use crate::kernels::Arena;
 use crate::kernels::kv::PAGE_TOKENS;
 use crate::kernels::math;
 use crate::kernels::packed::Line;
+use crate::kernels::strips::LINE_FLOATS;
 use crate::kernels::tiles::{
-    PANEL, Product, SIDE, STEP_LINES, Sums, TILE_K, Tiles, paired, rounded,
+    self, PANEL, Product, SIDE, STEP_LINES, Sums, TILE_K, Tiles, paired, rounded,
 };
-use crate::sys;
 
 /// Keys in a block. Blocks start at multiples of it, counted from the text's first token.
 const KEYS: usize = 128;
@@ -25,17 +25,13 @@ const PANELS: usize = KEYS / PANEL;
 pub(super) const QUERIES: usize = 2 * SIDE;
 
 const PAGES: usize = KEYS / PAGE_TOKENS;
-const LINE: usize = size_of::<Line>() / size_of::<f32>();
 
 // A line of a page is a vector, two pages are a panel, and a panel is a step along the keys.
-const _: () = assert!(PAGE_TOKENS == LINE && PANEL == 2 * PAGE_TOKENS && PANEL == TILE_K);
+const _: () = assert!(PAGE_TOKENS == LINE_FLOATS && PANEL == 2 * PAGE_TOKENS && PANEL == TILE_K);
 
 /// Whether this CPU multiplies tiles, and heads of `dim` are whole ones.
 pub(super) fn available(dim: usize) -> bool {
-    dim.is_multiple_of(PANEL)
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bf16")
-        && sys::amx::has_bf16()
+    dim.is_multiple_of(PANEL) && tiles::available()
 }
 
 /// What a task works with.
@@ -132,7 +128,7 @@ type Page<'p> = (&'p [f32], &'p [f32]);
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn vector(numbers: &[f32], index: usize) -> __m512 {
-    match numbers.as_chunks::<LINE>().0.get(index) {
+    match numbers.as_chunks::<LINE_FLOATS>().0.get(index) {
         // SAFETY: the reference is to as many numbers.
         Some(line) => unsafe { _mm512_loadu_ps(line.as_ptr()) },
         None => _mm512_setzero_ps(),
@@ -182,7 +178,7 @@ fn load_values(block: &[Page<'_>; PAGES], count: usize, dim: usize, out: &mut [L
             if key < count { &values[from..from + dim] } else { &[][..] }
         };
         let (below, above) = (row(key), row(key + 1));
-        for i in 0..dim / LINE {
+        for i in 0..dim / LINE_FLOATS {
             let (panel, half) = (i / 2, i % 2);
             out[(panel * PANELS + step) * STEP_LINES + 2 * pair + half] =
                 paired(vector(below, i), vector(above, i));
@@ -273,7 +269,7 @@ fn weigh<'l>(
 ) -> f32 {
     scores[seen..].fill(f32::NEG_INFINITY);
     let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
-    for i in 0..scores.len() / LINE {
+    for i in 0..scores.len() / LINE_FLOATS {
         largest = _mm512_max_ps(largest, vector(scores, i));
     }
     let largest = _mm512_reduce_max_ps(largest).max(*maximum);

@@ -1,6 +1,5 @@
 //! Causal attention over packed texts on the CPU: an online softmax over blocks of keys, so that
 //! no `[heads, n, n]` scores exist, and blocks that no query may see are never computed.
-
 //!
 //! A query's result depends on its own text up to itself alone: blocks are counted from the text's
 //! first token, and no kernel looks at the queries beside.
@@ -37,30 +36,28 @@ enum Kernel {
 }
 
 impl Kernel {
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     fn new(dim: usize, precision: Precision) -> Self {
         #[cfg(target_arch = "x86_64")]
         if precision != Precision::F32 && amx::available(dim) {
             return Self::Amx;
         }
-        let _ = (dim, precision);
         Self::Simd(Arch::new())
     }
 
     /// Query rows of a task, the fewest and the most.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     fn rows(self, group: usize) -> (usize, usize) {
         match self {
             // Enough queries for a tile's rows; so many that what was made of the keys pays.
             #[cfg(target_arch = "x86_64")]
             Self::Amx => (amx::QUERIES.div_ceil(group), 128),
-            Self::Simd(_) => {
-                let _ = group;
-                (simd::TILE, 32)
-            }
+            Self::Simd(_) => (simd::TILE, 32),
         }
     }
 
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     fn run(self, task: Task<'_>, arena: &Arena) -> Result<()> {
-        let _ = arena;
         match self {
             // SAFETY: `new` saw that the CPU has the instructions and the head is whole tiles.
             #[cfg(target_arch = "x86_64")]

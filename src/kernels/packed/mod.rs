@@ -37,12 +37,12 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::inputs::{Form, Inputs};
-#[cfg(target_arch = "x86_64")]
-use super::strips::Strips;
 use super::{BlockType, Precision, Rows};
-use crate::error::{Error, Result};
 #[cfg(target_arch = "x86_64")]
-use crate::sys;
+use super::{strips::Strips, tiles};
+#[cfg(target_arch = "x86_64")]
+use crate::error::Error;
+use crate::error::Result;
 pub(crate) use int8::Int8Linear;
 #[cfg(target_arch = "x86_64")]
 pub(super) use pack::Line;
@@ -129,7 +129,7 @@ impl Isa {
     fn available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         match self {
-            Isa::Amx => Isa::Avx512Bf16.available() && sys::amx::has_bf16(),
+            Isa::Amx => tiles::available(),
             Isa::Avx512Bf16 => Isa::Avx512.available() && is_x86_feature_detected!("avx512bf16"),
             Isa::Avx512 => is_x86_feature_detected!("avx512f"),
             Isa::Avx2 => {
@@ -226,13 +226,16 @@ impl PackedLinear {
     /// How inputs are read fastest.
     pub(crate) fn form(&self) -> Form {
         #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Amx
-            && !self.runs.is_empty()
-            && self.runs.iter().all(|run| run.storage == Storage::Bf16Tiles)
-        {
-            return Form::Strips { parts: if self.rounds() { 1 } else { 3 } };
+        if let [Panels { storage: Storage::Bf16Tiles, .. }] = *self.runs {
+            return Form::Strips { parts: self.parts() };
         }
         Form::Rows
+    }
+
+    /// bf16 that an activation is kept in by tiles.
+    #[cfg(target_arch = "x86_64")]
+    fn parts(&self) -> usize {
+        if self.rounds() { 1 } else { 3 }
     }
 
     /// `x Wᵀ`, `[m, n]`, for `x`, `[m, k]`, which is rows or of [`Self::form`]. Runs on the current
@@ -242,27 +245,22 @@ impl PackedLinear {
     /// `OutOfMemory`; `Internal` for inputs of another form or width.
     pub(crate) fn matmul(&self, x: &Inputs) -> Result<Rows> {
         let (n, k) = (self.out_features(), self.in_features());
-        if x.width() != k {
-            return Err(Error::internal(format!("{} inputs for a layer of {k}", x.width())));
-        }
+        x.expect_width(k)?;
         #[cfg(target_arch = "x86_64")]
-        if let Some(strips) = x.strips() {
+        if let (Some(strips), [panels]) = (x.strips(), &*self.runs) {
+            self.check(strips)?;
             let mut y = Rows::lend(strips.arena(), strips.rows(), n)?;
-            self.multiply_strips(strips, &mut y)?;
+            if n > 0 && y.rows() > 0 {
+                let columns = drive::Columns { y: y.cpu_mut()?, stride: n, first: 0 };
+                // SAFETY: the strips are of this layer's width, by what was just checked.
+                unsafe { amx::run(panels, strips, columns)? };
+            }
             return Ok(y);
         }
         let x = x.rows()?;
         let mut y = x.beside(n)?;
         if n == 0 || y.rows() == 0 {
             return Ok(y);
-        }
-        #[cfg(target_arch = "x86_64")]
-        if let Form::Strips { .. } = self.form() {
-            let x = Inputs::converted(x, self.form())?;
-            if let Some(strips) = x.strips() {
-                self.multiply_strips(strips, &mut y)?;
-                return Ok(y);
-            }
         }
         let mut first = 0;
         for panels in &self.runs {
@@ -277,20 +275,6 @@ impl PackedLinear {
             first += panels.n;
         }
         Ok(y)
-    }
-
-    /// Overwrites `y` with what [`Self::matmul`] is of strips.
-    #[cfg(target_arch = "x86_64")]
-    fn multiply_strips(&self, x: &Strips, y: &mut Rows) -> Result<()> {
-        self.check(x)?;
-        let mut first = 0;
-        for panels in &self.runs {
-            let columns = drive::Columns { y: y.cpu_mut()?, stride: self.n, first };
-            // SAFETY: the strips are of this layer's width, by what was just checked.
-            unsafe { amx::run(panels, x, columns)? };
-            first += panels.n;
-        }
-        Ok(())
     }
 
     /// As `silu(gate) * up` of the outputs, which are gate and up behind each other, in the form
@@ -356,8 +340,7 @@ impl PackedLinear {
         unsafe {
             match (self.isa, w.storage) {
                 (Isa::Amx, Storage::Bf16Tiles) => {
-                    let parts = if round { 1 } else { 3 };
-                    let strips = Inputs::converted(rows, Form::Strips { parts })?;
+                    let strips = Inputs::converted(rows, Form::Strips { parts: self.parts() })?;
                     return strips.strips().map_or(Ok(()), |strips| amx::run(w, strips, y));
                 }
                 (Isa::Avx512Bf16, Storage::Bf16Pairs) => {
