@@ -26,6 +26,7 @@ import json
 import random
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,11 @@ from gguf.quants import quantize
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests/parity"))
+
+from gguf_layout import add_shape, gguf_name, in_converters_order  # noqa: E402
+
 SEED = 20261125
 TYPES = [Type.Q8_0, Type.Q4_0, Type.Q4_K]
 LAYERS = [4, 11, 18, 24, 29]
@@ -185,22 +190,6 @@ def write(folder: Path, backbone: Path, chosen, mean, deviation, head):
     save_file(tensors, folder / "siren.safetensors")
 
 
-# What a checkpoint's tensors are called in a GGUF file.
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
-
 def tensors(file: Path):
     """(name, f32 values) of a safetensors file in f32 or bf16."""
     raw = file.read_bytes()
@@ -242,37 +231,18 @@ def write_gguf(backbone: Path, folder: Path, of: Type):
     c = json.loads((backbone / "config.json").read_text())
     arch = c["model_type"]
     writer = GGUFWriter(folder / f"{of.name}.gguf", arch)
-    writer.add_context_length(c["max_position_embeddings"])
-    writer.add_embedding_length(c["hidden_size"])
-    writer.add_block_count(c["num_hidden_layers"])
-    writer.add_feed_forward_length(c["intermediate_size"])
-    writer.add_head_count(c["num_attention_heads"])
-    writer.add_head_count_kv(c["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
-    writer.add_rope_freq_base(c["rope_theta"])
-    writer.add_key_length(c["head_dim"])
-    writer.add_value_length(c["head_dim"])
-    heads = {"q_proj": c["num_attention_heads"], "k_proj": c["num_key_value_heads"]}
+    add_shape(writer, c)
     for file in sorted(backbone.glob("*.safetensors")):
         for name, values in tensors(file):
-            short = name.removeprefix("model.")
-            if short in ("embed_tokens.weight", "norm.weight"):
-                stored = {"e": "token_embd.weight", "n": "output_norm.weight"}[short[0]]
-            else:
-                _, layer, rest = short.split(".", 2)
-                stem, kind = rest.rsplit(".", 1)
-                stored = f"blk.{layer}.{NAMES[stem]}.{kind}"
-                # The converter's order of a Llama's query and key rows (its `permute`).
-                if arch == "llama" and (count := heads.get(stem.split(".")[-1])):
-                    parts = values.reshape(count, 2, -1, values.shape[1])
-                    values = np.ascontiguousarray(parts.swapaxes(1, 2)).reshape(values.shape)
+            if arch == "llama":
+                values = in_converters_order(name, values, c)
             kind = of
             if values.ndim == 1:
                 kind = Type.F32
             elif of == Type.Q4_K and values.shape[1] % 256:
                 kind = Type.Q5_0
             raw = k_blocks(values) if kind == Type.Q4_K else quantize(values, kind)
-            writer.add_tensor(stored, raw, raw_dtype=kind)
+            writer.add_tensor(gguf_name(name), raw, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -138,6 +138,7 @@ def make_gguf(guard, path):
     import torch
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import quantize
+    from gguf_layout import gguf_name
     from safetensors import safe_open
     from tokenizers import Tokenizer
 
@@ -157,7 +158,7 @@ def make_gguf(guard, path):
             if name == "model.embed_tokens.weight":
                 values = values[:config["vocab_size"]]
             kind = of if values.ndim > 1 else GGMLQuantizationType.F32
-            writer.add_tensor(parity.gguf_name(name), quantize(values, kind), raw_dtype=kind)
+            writer.add_tensor(gguf_name(name), quantize(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -169,7 +170,7 @@ def make_dequantised(guard, path):
     import torch
     from gguf import GGUFReader
     from gguf.quants import dequantize
-    from make_gguf import gguf_name
+    from gguf_layout import gguf_name
     from safetensors import safe_open
     from safetensors.torch import save_file
 

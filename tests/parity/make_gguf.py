@@ -24,22 +24,7 @@ import transformers
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFWriter, LlamaFileType
 from gguf.quants import dequantize, quantize
-
-# What a checkpoint's tensors are called in a GGUF file.
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
+from gguf_layout import add_shape, gguf_name, in_converters_order
 
 @dataclass
 class Quantised:
@@ -163,21 +148,6 @@ def type_of(q: Quantised, name: str) -> Type:
     return q.embedding if linear else Type.F32
 
 
-def gguf_name(name: str) -> str:
-    short = name.removeprefix("model.")
-    if short in ("embed_tokens.weight", "norm.weight"):
-        return {"e": "token_embd.weight", "n": "output_norm.weight"}[short[0]]
-    _, layer, rest = short.split(".", 2)
-    stem, kind = rest.rsplit(".", 1)
-    return f"blk.{layer}.{NAMES[stem]}.{kind}"
-
-
-def paired(rows: np.ndarray, heads: int) -> np.ndarray:
-    """A Llama's query or key rows as the converter orders them (its `permute`)."""
-    parts = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
-    return np.ascontiguousarray(parts.swapaxes(1, 2).reshape(rows.shape))
-
-
 def rope_factors(config: dict) -> np.ndarray | None:
     """What the converter writes for llama3 rope (`generate_extra_tensors`)."""
     rope = config["rope_parameters"]
@@ -203,16 +173,7 @@ def add_metadata(writer: GGUFWriter, fx: mv.Fixture) -> None:
     c = fx.config
     writer.add_name(fx.name)
     writer.add_file_type(LlamaFileType.GUESSED)
-    writer.add_context_length(c["max_position_embeddings"])
-    writer.add_embedding_length(c["hidden_size"])
-    writer.add_block_count(c["num_hidden_layers"])
-    writer.add_feed_forward_length(c["intermediate_size"])
-    writer.add_head_count(c["num_attention_heads"])
-    writer.add_head_count_kv(c["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
-    writer.add_rope_freq_base(c["rope_parameters"]["rope_theta"])
-    writer.add_key_length(c["head_dim"])
-    writer.add_value_length(c["head_dim"])
+    add_shape(writer, c)
     if fx.family == "llama":
         writer.add_vocab_size(c["vocab_size"])
         writer.add_rope_dimension_count(c["head_dim"])
@@ -266,9 +227,8 @@ def make(q: Quantised, folder: Path) -> None:
             of = type_of(q, name)
             raw = stored(name, values, of, f"{fx.name}/{name}/blocks")
             param.copy_(torch.from_numpy(dequantize(raw, of).reshape(values.shape).astype(np.float32)))
-            heads = {"q": "num_attention_heads", "k": "num_key_value_heads"}
-            if fx.family == "llama" and (".q_proj." in name or ".k_proj." in name):
-                raw = paired(raw, fx.config[heads[name.split("_proj")[0][-1]]])
+            if fx.family == "llama":
+                raw = in_converters_order(name, raw, fx.config)
             writer.add_tensor(gguf_name(name), raw, raw_dtype=of)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
