@@ -16,6 +16,7 @@ from . import _abi
 from .errors import DeadlineExceededError, InvalidArgumentError, InvalidUTF8Error, fail
 
 T = TypeVar("T")
+C = TypeVar("C", bound="Closed")
 lib = _abi.lib
 
 
@@ -46,7 +47,22 @@ class Windows(NamedTuple):
     stride: int = 0
 
 
-class CancelToken:
+class Closed:
+    """A handle of the library that ``with`` closes at its end."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class CancelToken(Closed):
     """Ends the calls that are given it, when ``cancel`` is called from another thread."""
 
     def __init__(self) -> None:
@@ -67,14 +83,6 @@ class CancelToken:
     def close(self) -> None:
         """Calls that run with this token go on, and can no longer be cancelled."""
         self._free()
-
-    def __enter__(self) -> CancelToken:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def encode(text: object, name: str = "text") -> bytes:

@@ -12,13 +12,13 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from ctypes import byref, c_void_p
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 from . import _abi
 from .answer import GuardedAnswer, OnCrossing, OnFailure
 from .calls import (
     CancelToken,
+    Closed,
     Input,
     Scorable,
     Windows,
@@ -86,7 +86,7 @@ class OpenOptions(TypedDict, total=False):
     progress: bool | Progress
 
 
-class SirenGuard:
+class SirenGuard(Closed):
     """An open guard. Immutable: any number of threads may use it.
 
     ``from_pretrained`` and ``open`` make it. Open one in each process: a process that was forked after
@@ -539,14 +539,6 @@ class SirenGuard:
                 growing, self._growing = self._growing, {}
             for stream in growing.values():
                 stream.close()
-
-    def __enter__(self) -> SirenGuard:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError(

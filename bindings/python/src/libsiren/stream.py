@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import weakref
 from ctypes import byref, c_double, c_void_p
-from types import TracebackType
 
 from . import _abi
-from .calls import CancelToken, count, encode, handle_of, in_thread, lib, milliseconds
+from .calls import CancelToken, Closed, count, encode, handle_of, in_thread, lib, milliseconds
 from .errors import fail
 from .results import Crossing, PushResult, window_of
 
 
-class SirenStream:
+class SirenStream(Closed):
     """A growing response on a guard, after an optional prompt; ``SirenGuard.stream`` makes it.
 
     It outlives its guard. It belongs to one thread at a time: else InUseError.
@@ -94,14 +93,6 @@ class SirenStream:
     def close(self) -> None:
         """Free the stream; a call that runs on it in another thread still finishes."""
         self._free()
-
-    def __enter__(self) -> SirenStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _push_options(
