@@ -7,19 +7,55 @@ use super::compact::{self, Unwritten};
 use super::drive::{ACT_STRIDE, Tile, TileKernel, lines_ahead};
 use super::pack::{Line, PANEL, Storage};
 
+/// The most rows of a tile whose sums 32 registers of 512 bits hold.
+pub(super) const MAX_ROWS: usize = 12;
+
+/// Panels that such a tile of `rows` rows spans.
+pub(super) fn panels(rows: usize) -> usize {
+    match rows {
+        0..=2 => 4,
+        3..=6 => 2,
+        _ => 1,
+    }
+}
+
+/// Calls `tile::<rows, panels, ...>` for each of their shapes.
+macro_rules! with_shape {
+    ($rows:ident, $panels:ident, $tile:ident $(, $more:ident)*; $argument:expr) => {
+        match ($rows, $panels) {
+            (1, 4) => $tile::<1, 4 $(, $more)*>($argument),
+            (2, 4) => $tile::<2, 4 $(, $more)*>($argument),
+            (3, 2) => $tile::<3, 2 $(, $more)*>($argument),
+            (4, 2) => $tile::<4, 2 $(, $more)*>($argument),
+            (5, 2) => $tile::<5, 2 $(, $more)*>($argument),
+            (6, 2) => $tile::<6, 2 $(, $more)*>($argument),
+            (1, 1) => $tile::<1, 1 $(, $more)*>($argument),
+            (2, 1) => $tile::<2, 1 $(, $more)*>($argument),
+            (3, 1) => $tile::<3, 1 $(, $more)*>($argument),
+            (4, 1) => $tile::<4, 1 $(, $more)*>($argument),
+            (5, 1) => $tile::<5, 1 $(, $more)*>($argument),
+            (6, 1) => $tile::<6, 1 $(, $more)*>($argument),
+            (7, 1) => $tile::<7, 1 $(, $more)*>($argument),
+            (8, 1) => $tile::<8, 1 $(, $more)*>($argument),
+            (9, 1) => $tile::<9, 1 $(, $more)*>($argument),
+            (10, 1) => $tile::<10, 1 $(, $more)*>($argument),
+            (11, 1) => $tile::<11, 1 $(, $more)*>($argument),
+            (12, 1) => $tile::<12, 1 $(, $more)*>($argument),
+            _ => unreachable!("no tile of {} rows and {} panels", $rows, $panels),
+        }
+    };
+}
+pub(super) use with_shape;
+
 /// For bf16 storage, widened in registers, if `WIDEN`; else for f32 storage.
 pub(super) struct Kernel<const WIDEN: bool>;
 
 impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
     const STORAGE: Storage = if WIDEN { Storage::Bf16Columns } else { Storage::F32 };
-    const MAX_ROWS: usize = 12;
+    const MAX_ROWS: usize = MAX_ROWS;
 
     fn panels(rows: usize) -> usize {
-        match rows {
-            0..=2 => 4,
-            3..=6 => 2,
-            _ => 1,
-        }
+        panels(rows)
     }
 
     unsafe fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [Unwritten]) {
@@ -29,29 +65,7 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
 
     unsafe fn tile(rows: usize, panels: usize, t: Tile) {
         // SAFETY: the caller's promises are those that `tile` asks for.
-        unsafe {
-            match (rows, panels) {
-                (1, 4) => tile::<1, 4, WIDEN>(t),
-                (2, 4) => tile::<2, 4, WIDEN>(t),
-                (3, 2) => tile::<3, 2, WIDEN>(t),
-                (4, 2) => tile::<4, 2, WIDEN>(t),
-                (5, 2) => tile::<5, 2, WIDEN>(t),
-                (6, 2) => tile::<6, 2, WIDEN>(t),
-                (1, 1) => tile::<1, 1, WIDEN>(t),
-                (2, 1) => tile::<2, 1, WIDEN>(t),
-                (3, 1) => tile::<3, 1, WIDEN>(t),
-                (4, 1) => tile::<4, 1, WIDEN>(t),
-                (5, 1) => tile::<5, 1, WIDEN>(t),
-                (6, 1) => tile::<6, 1, WIDEN>(t),
-                (7, 1) => tile::<7, 1, WIDEN>(t),
-                (8, 1) => tile::<8, 1, WIDEN>(t),
-                (9, 1) => tile::<9, 1, WIDEN>(t),
-                (10, 1) => tile::<10, 1, WIDEN>(t),
-                (11, 1) => tile::<11, 1, WIDEN>(t),
-                (12, 1) => tile::<12, 1, WIDEN>(t),
-                _ => unreachable!("no tile of {rows} rows and {panels} panels"),
-            }
-        }
+        unsafe { with_shape!(rows, panels, tile, WIDEN; t) }
     }
 }
 

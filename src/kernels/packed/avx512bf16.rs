@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::avx512::{load_sums, store_sums};
+use super::avx512::{MAX_ROWS, load_sums, panels, store_sums, with_shape};
 use super::drive::{ACT_STRIDE, Tile, TileKernel, lines_ahead};
 use super::pack::{BLOCK, Storage};
 
@@ -13,14 +13,10 @@ pub(super) struct Kernel;
 
 impl TileKernel for Kernel {
     const STORAGE: Storage = Storage::Bf16Pairs;
-    const MAX_ROWS: usize = 12;
+    const MAX_ROWS: usize = MAX_ROWS;
 
     fn panels(rows: usize) -> usize {
-        match rows {
-            0..=2 => 4,
-            3..=6 => 2,
-            _ => 1,
-        }
+        panels(rows)
     }
 
     unsafe fn load(x: &[f32], _round: bool, words: &mut [MaybeUninit<u32>; BLOCK]) {
@@ -30,29 +26,7 @@ impl TileKernel for Kernel {
 
     unsafe fn tile(rows: usize, panels: usize, t: Tile) {
         // SAFETY: the caller's promises are those that `tile` asks for.
-        unsafe {
-            match (rows, panels) {
-                (1, 4) => tile::<1, 4>(t),
-                (2, 4) => tile::<2, 4>(t),
-                (3, 2) => tile::<3, 2>(t),
-                (4, 2) => tile::<4, 2>(t),
-                (5, 2) => tile::<5, 2>(t),
-                (6, 2) => tile::<6, 2>(t),
-                (1, 1) => tile::<1, 1>(t),
-                (2, 1) => tile::<2, 1>(t),
-                (3, 1) => tile::<3, 1>(t),
-                (4, 1) => tile::<4, 1>(t),
-                (5, 1) => tile::<5, 1>(t),
-                (6, 1) => tile::<6, 1>(t),
-                (7, 1) => tile::<7, 1>(t),
-                (8, 1) => tile::<8, 1>(t),
-                (9, 1) => tile::<9, 1>(t),
-                (10, 1) => tile::<10, 1>(t),
-                (11, 1) => tile::<11, 1>(t),
-                (12, 1) => tile::<12, 1>(t),
-                _ => unreachable!("no tile of {rows} rows and {panels} panels"),
-            }
-        }
+        unsafe { with_shape!(rows, panels, tile; t) }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 
+use super::super::avx512::{MAX_ROWS, panels, with_shape};
 use super::super::drive::lines_ahead;
 use super::quantise::{RowScales, Weights};
 use super::{PANEL, SECTION_STEPS, STEP_LINES, Tile, TileKernel};
@@ -12,14 +13,10 @@ pub(super) struct Kernel;
 impl TileKernel for Kernel {
     type Registers = ();
 
-    const MAX_ROWS: usize = 12;
+    const MAX_ROWS: usize = MAX_ROWS;
 
     fn panels(rows: usize) -> usize {
-        match rows {
-            0..=2 => 4,
-            3..=6 => 2,
-            _ => 1,
-        }
+        panels(rows)
     }
 
     unsafe fn row(w: &Weights, x: &[f32], work: &mut [f32], codes: &mut [i8]) -> RowScales {
@@ -29,29 +26,7 @@ impl TileKernel for Kernel {
 
     unsafe fn tile((): &mut (), rows: usize, panels: usize, t: Tile) {
         // SAFETY: the caller's promises are those that `tile` asks for.
-        unsafe {
-            match (rows, panels) {
-                (1, 4) => tile::<1, 4>(t),
-                (2, 4) => tile::<2, 4>(t),
-                (3, 2) => tile::<3, 2>(t),
-                (4, 2) => tile::<4, 2>(t),
-                (5, 2) => tile::<5, 2>(t),
-                (6, 2) => tile::<6, 2>(t),
-                (1, 1) => tile::<1, 1>(t),
-                (2, 1) => tile::<2, 1>(t),
-                (3, 1) => tile::<3, 1>(t),
-                (4, 1) => tile::<4, 1>(t),
-                (5, 1) => tile::<5, 1>(t),
-                (6, 1) => tile::<6, 1>(t),
-                (7, 1) => tile::<7, 1>(t),
-                (8, 1) => tile::<8, 1>(t),
-                (9, 1) => tile::<9, 1>(t),
-                (10, 1) => tile::<10, 1>(t),
-                (11, 1) => tile::<11, 1>(t),
-                (12, 1) => tile::<12, 1>(t),
-                _ => unreachable!("no tile of {rows} rows and {panels} panels"),
-            }
-        }
+        unsafe { with_shape!(rows, panels, tile; t) }
     }
 }
 
