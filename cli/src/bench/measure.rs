@@ -80,6 +80,20 @@ impl Against {
     }
 }
 
+/// A case: its times, what is its own, and the other side's.
+fn case_to_json<const N: usize>(
+    timing: &Timing,
+    own: [(&str, Value); N],
+    against: Option<&Against>,
+) -> Value {
+    let mut fields = timing.to_json();
+    fields.extend(own.map(|(name, value)| (name.into(), value)));
+    if let Some(against) = against {
+        fields.insert("against".into(), against.to_json());
+    }
+    fields.into()
+}
+
 /// Texts that are scored in one call.
 pub struct Texts {
     pub batch: usize,
@@ -100,7 +114,6 @@ impl Texts {
     }
 
     pub fn to_json(&self) -> Value {
-        let mut fields = self.timing.to_json();
         let own = [
             ("batch", json!(self.batch)),
             ("tokens", json!(self.tokens)),
@@ -108,11 +121,7 @@ impl Texts {
             ("tokens_per_s", json!(self.tokens_per_s())),
             ("scores", json!(self.scores)),
         ];
-        fields.extend(own.map(|(name, value)| (name.into(), value)));
-        if let Some(against) = &self.against {
-            fields.insert("against".into(), against.to_json());
-        }
-        fields.into()
+        case_to_json(&self.timing, own, self.against.as_ref())
     }
 }
 
@@ -137,7 +146,6 @@ impl Pushed {
     }
 
     pub fn to_json(&self) -> Value {
-        let mut fields = self.timing.to_json();
         let own = [
             ("prefix_tokens", json!(self.prefix)),
             ("tokens", json!(self.tokens)),
@@ -145,11 +153,7 @@ impl Pushed {
             ("ratio", json!(self.ratio())),
             ("scores", json!(self.scores)),
         ];
-        fields.extend(own.map(|(name, value)| (name.into(), value)));
-        if let Some(against) = &self.against {
-            fields.insert("against".into(), against.to_json());
-        }
-        fields.into()
+        case_to_json(&self.timing, own, self.against.as_ref())
     }
 }
 
