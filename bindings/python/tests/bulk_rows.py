@@ -42,12 +42,17 @@ def read(folder):
     return pa.dataset.dataset(folder, format="parquet").to_table()
 
 
-def assert_every_row_once(scored, table):
-    """`scored`, in any order, is what one guard makes of `table`, bit for bit."""
-    expected = SCORING.open(threads=2)(table)
-    assert pc.sum(pc.not_equal(expected["status"], 0)).as_py() == len(table) // 100
-    assert scored.num_rows == table.num_rows, "rows are missing, or there twice"
-    scored = scored.select(expected.column_names).sort_by("id")
+def expected(table):
+    """What one guard makes of `table`."""
+    scored = SCORING.open(threads=2)(table)
+    assert pc.sum(pc.not_equal(scored["status"], 0)).as_py() == len(table) // 100
+    return scored
+
+
+def assert_every_row_once(scored, expected):
+    """`scored`, in any order, is `expected`, bit for bit."""
+    assert scored.num_rows == expected.num_rows, "rows are missing, or there twice"
+    scored = scored.sort_by("id")
     for name in ["id", "text", *VERDICTS.names]:
         assert scored[name].equals(expected[name].cast(scored[name].type)), f"column {name} differs"
 
@@ -97,6 +102,13 @@ class Killer(threading.Thread):
     def __exit__(self, *_):
         self.ended.set()
         self.join()
+
+
+def start_ray():
+    """A Ray for two workers, with the two CPUs beside them that it needs; they need not be there."""
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=300 << 20, log_to_driver=False)
 
 
 def ray_workers():

@@ -21,6 +21,8 @@ except ImportError as e:
 
 # Of listing the source's files or cutting them to size, and of leaving out what is done: Ray Data takes one each.
 _OTHER_CPUS = 2
+# What reading and writing take, so that they do not wait for a CPU that a worker holds.
+_LITTLE = 0.01
 # What of ``Scoring.options`` has a part in what a row scores.
 _DECIDING = ("backbone", "dtype", "max_length", "max_text_bytes")
 
@@ -92,14 +94,13 @@ def score_parquet(
             "what finds and passes on their rows; ray.init(num_cpus=) may name more than there are"
         )
     _begin_or_go_on(target, checkpoint, {"id": id, **_deciding(scoring)})
-    light = {"num_cpus": 0.01}
-    dataset = ray.data.read_parquet(source, ray_remote_args=light)
+    dataset = ray.data.read_parquet(source, num_cpus=_LITTLE)
     # Ray Data's own: ids are noted before a file of theirs is written, and settled when it is there.
     dataset.context.checkpoint_config = CheckpointConfig(
         id, f"{checkpoint}/ids", delete_checkpoint_on_success=False
     )
     dataset = dataset.repartition(target_num_rows_per_block=rows_per_file)
-    score(dataset, scoring, workers=workers, cpus=cpus).write_parquet(target, ray_remote_args=light)
+    score(dataset, scoring, workers=workers, cpus=cpus).write_parquet(target, ray_remote_args={"num_cpus": _LITTLE})
     expected, written = _rows(source), _rows(target)
     if written != expected:
         raise RuntimeError(

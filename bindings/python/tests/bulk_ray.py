@@ -1,25 +1,21 @@
-"""Bulk scoring on a Ray of two workers: needs ray. `bulk_full.py` has the same with many rows."""
+"""Bulk scoring on a Ray of two workers, run by `test.sh`; `bulk_full.py` has the same with many rows."""
 
 import os
 
-import pytest
-
-pytest.importorskip("ray")
-os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import bulk_rows  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
+import pytest  # noqa: E402
 import ray  # noqa: E402
 from libsiren.bulk import Scoring  # noqa: E402
 from libsiren.bulk.ray import score_parquet  # noqa: E402
 
-# Ray's own, which are not ours to mend.
-pytestmark = pytest.mark.filterwarnings("default")
-ROWS, FILES = 6000, 60
+ROWS, FILES = 3000, 60
 
 
 @pytest.fixture(scope="module")
 def ray_of_two_workers():
-    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=200 << 20, log_to_driver=False)
+    bulk_rows.start_ray()
     yield
     ray.shutdown()
 
@@ -34,7 +30,7 @@ def scored(tmp_path_factory, ray_of_two_workers):
     with bulk_rows.Killer(lambda: len(bulk_rows.ids_done(target)) >= FILES // 4, bulk_rows.ray_workers) as killer:
         written = score(folder)
     assert killer.killed is not None, "the run ended before a worker could be killed"
-    return folder, table, written
+    return folder, bulk_rows.expected(table), written
 
 
 def score(folder, scoring=bulk_rows.SCORING, target="scored", **options):
@@ -43,14 +39,14 @@ def score(folder, scoring=bulk_rows.SCORING, target="scored", **options):
 
 
 def test_a_worker_that_is_killed_loses_no_row_and_doubles_none(scored):
-    folder, table, written = scored
+    folder, expected, written = scored
     assert written == ROWS
-    bulk_rows.assert_every_row_once(bulk_rows.read(folder / "scored"), table)
+    bulk_rows.assert_every_row_once(bulk_rows.read(folder / "scored"), expected)
 
 
 def test_a_run_goes_on_where_it_was(scored):
     """As it was stopped: with files that are half written, and rows that are not there at all."""
-    folder, table, _ = scored
+    folder, expected, _ = scored
     kept = {path: path.stat().st_mtime_ns for path in (folder / "scored").iterdir()}
     torn, gone = bulk_rows.ids_done(folder / "scored")[:2]
     for ids in (torn, gone):
@@ -63,12 +59,12 @@ def test_a_run_goes_on_where_it_was(scored):
             ids.unlink()
             data.unlink()
     assert score(folder) == ROWS
-    bulk_rows.assert_every_row_once(bulk_rows.read(folder / "scored"), table)
+    bulk_rows.assert_every_row_once(bulk_rows.read(folder / "scored"), expected)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 def test_what_would_mix_or_lose_rows_is_refused(scored):
-    folder, table, _ = scored
+    folder, _, _ = scored
     with pytest.raises(ValueError, match="was begun with threshold None, found 0.9"):
         score(folder, Scoring(bulk_rows.DEMO, threshold=0.9, options=bulk_rows.SCORING.options))
     with pytest.raises(ValueError, match="texts is not empty, and there is no run to go on with"):
