@@ -34,3 +34,17 @@ pip install --quiet --disable-pip-version-check --no-index --no-deps --force-rei
     "$(python build_wheel.py "$prefix" "$work")"
 # Without -W error: what the engines warn of is not ours to mend.
 python -m pytest -q -s -o addopts=-ra -p no:cacheprovider tests/bulk_full.py
+
+# A new user: an empty folder, and the README's lines.
+lines() {
+    awk -v head="### $1" '$0 == head {found=1} found && /^```$/ {exit} code; found && /^```python$/ {code=1}' README.md
+}
+lines Ray > "$work/on_ray.py"
+lines Spark > "$work/on_spark.py"
+mkdir "$work/ray" "$work/spark"
+export RAY_USAGE_STATS_ENABLED=0 PYSPARK_PYTHON="$venv/bin/python"
+(cd "$work/ray" && python ../on_ray.py) > "$work/out"
+grep -q '^3 rows, 1 failed$' "$work/out" || { echo "the README's lines for Ray printed: $(cat "$work/out")" >&2; exit 1; }
+(cd "$work/spark" && python ../on_spark.py) > "$work/out"
+grep -q '^|  3|.*invalid_argument' "$work/out" || { echo "the README's lines for Spark printed: $(cat "$work/out")" >&2; exit 1; }
+echo "ok: bulk scoring"

@@ -93,7 +93,7 @@ class Killer(threading.Thread):
                 self.killed = min(workers)
                 os.kill(self.killed, signal.SIGKILL)
                 return
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     def __enter__(self):
         self.start()
@@ -136,7 +136,7 @@ def kill_driver(code, arguments, when, timeout):
                 driver.kill()
                 driver.wait()
                 return others
-            time.sleep(0.02)
+            time.sleep(0.1)
         return {}
     finally:
         driver.kill()

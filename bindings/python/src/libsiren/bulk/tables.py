@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
@@ -64,7 +65,7 @@ class Scoring:
     """
 
     #: A directory or a hub repository, which every worker must reach; None is the demo guard.
-    model: str | None = None
+    model: str | os.PathLike[str] | None = None
     text: str | None = None
     prompt: str | None = None
     response: str | None = None
