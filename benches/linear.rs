@@ -39,7 +39,7 @@ mod kernels {
     #[path = "strips.rs"]
     pub(crate) mod strips;
     #[cfg(target_arch = "x86_64")]
-    #[path = "tiles.rs"]
+    #[path = "tiles/mod.rs"]
     pub(crate) mod tiles;
 
     pub(crate) use arena::Arena;

@@ -186,7 +186,7 @@ impl Pass {
 pub(super) fn chunk_rows(row_flops: usize) -> usize {
     let threads = rayon::current_num_threads();
     let rows = (CHUNK_ROWS_PER_THREAD * threads).clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
-    if !kernels::has_tiles() {
+    if !kernels::has_amx() {
         return rows;
     }
     let affordable = TILED_CHUNK_FLOPS_PER_THREAD * threads / row_flops.max(1);

@@ -34,10 +34,10 @@ pub(crate) use kv::{Charge, Kv, KvShape, Meter, PAGE_TOKENS, zeros};
 pub(crate) use linear::{Linear, LinearLoader, Precision};
 pub(crate) use rows::{Rows, Vector};
 
-/// Whether this CPU multiplies tiles, and this process may.
-pub(crate) fn has_tiles() -> bool {
+/// Whether this CPU multiplies tiles on AMX, and this process may.
+pub(crate) fn has_amx() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return tiles::available();
+    return tiles::Unit::Amx.available();
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

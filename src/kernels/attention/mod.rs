@@ -5,9 +5,9 @@
 //! first token, and no kernel looks at the queries beside.
 #![allow(unsafe_code)] // Tasks write disjoint columns of the result, which slices cannot express.
 
-#[cfg(target_arch = "x86_64")]
-mod amx;
 mod simd;
+#[cfg(target_arch = "x86_64")]
+mod tiled;
 
 use std::ops::Range;
 
@@ -21,7 +21,7 @@ use super::{Arena, Heads, Precision, Span};
 use super::{
     packed::Line,
     strips::{self, Layout},
-    tiles::TILE_K,
+    tiles::{TILE_K, Unit},
 };
 use crate::error::{Error, Result};
 
@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 enum Kernel {
     /// Tiles of bf16.
     #[cfg(target_arch = "x86_64")]
-    Amx,
+    Tiled(Unit),
     /// Vectors of f32.
     Simd(Arch),
 }
@@ -39,8 +39,10 @@ impl Kernel {
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     fn new(dim: usize, precision: Precision) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if precision != Precision::F32 && amx::available(dim) {
-            return Self::Amx;
+        if precision != Precision::F32
+            && let Some(unit) = tiled::unit(dim)
+        {
+            return Self::Tiled(unit);
         }
         Self::Simd(Arch::new())
     }
@@ -51,7 +53,7 @@ impl Kernel {
         match self {
             // Enough queries for a tile's rows; so many that what was made of the keys pays.
             #[cfg(target_arch = "x86_64")]
-            Self::Amx => (amx::QUERIES.div_ceil(group), 128),
+            Self::Tiled(_) => (tiled::QUERIES.div_ceil(group), 128),
             Self::Simd(_) => (simd::TILE, 32),
         }
     }
@@ -59,9 +61,9 @@ impl Kernel {
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     fn run(self, task: Task<'_>, arena: &Arena) -> Result<()> {
         match self {
-            // SAFETY: `new` saw that the CPU has the instructions and the head is whole tiles.
+            // SAFETY: `new` asked for the unit for these heads.
             #[cfg(target_arch = "x86_64")]
-            Self::Amx => unsafe { amx::attend(task, arena) },
+            Self::Tiled(unit) => unsafe { tiled::attend(unit, task, arena) },
             Self::Simd(arch) => {
                 arch.dispatch(task);
                 Ok(())

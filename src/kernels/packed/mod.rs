@@ -16,13 +16,9 @@
 #![allow(unsafe_code)] // One promise to the driver: the CPU has what the layer was packed for.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
-#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-#[cfg(target_arch = "x86_64")]
-mod avx512bf16;
 mod compact;
 mod drive;
 mod int8;
@@ -30,6 +26,8 @@ mod pack;
 mod portable;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiled;
 
 use std::fmt;
 use std::ops::Range;
@@ -39,7 +37,7 @@ use half::{bf16, f16};
 use super::inputs::{Form, Inputs};
 use super::{BlockType, Precision, Rows};
 #[cfg(target_arch = "x86_64")]
-use super::{strips::Strips, tiles};
+use super::{strips::Strips, tiles::Unit};
 #[cfg(target_arch = "x86_64")]
 use crate::error::Error;
 use crate::error::Result;
@@ -112,7 +110,7 @@ impl std::error::Error for PackError {}
 enum Isa {
     /// Tiles of bf16; f32 activations in three parts.
     Amx,
-    /// f32 in 512 bits, and dot products of bf16 pairs.
+    /// f32 in 512 bits, and tiles of bf16 by dot products of pairs.
     Avx512Bf16,
     /// f32 in 512 bits.
     Avx512,
@@ -129,8 +127,8 @@ impl Isa {
     fn available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         match self {
-            Isa::Amx => tiles::available(),
-            Isa::Avx512Bf16 => Isa::Avx512.available() && is_x86_feature_detected!("avx512bf16"),
+            Isa::Amx => Unit::Amx.available(),
+            Isa::Avx512Bf16 => Unit::Dots.available(),
             Isa::Avx512 => is_x86_feature_detected!("avx512f"),
             Isa::Avx2 => {
                 is_x86_feature_detected!("avx2")
@@ -193,7 +191,7 @@ impl PackedLinear {
         let storage = |weights: &Weights<'_>| match (precision, weights) {
             (Precision::Bf16, Weights::Blocks(..)) => panic!("blocks in bf16"),
             (Precision::Bf16, _) | (_, Weights::Bf16(_)) if isa == Isa::Amx => Storage::Bf16Tiles,
-            (Precision::Bf16, _) if isa == Isa::Avx512Bf16 => Storage::Bf16Pairs,
+            (Precision::Bf16, _) if isa == Isa::Avx512Bf16 => Storage::Bf16Tiles,
             (Precision::Bf16, _) | (_, Weights::Bf16(_)) => Storage::Bf16Columns,
             (_, Weights::F32(_)) => Storage::F32,
             (_, Weights::F16(_)) => Storage::F16,
@@ -232,6 +230,12 @@ impl PackedLinear {
         Form::Rows
     }
 
+    /// What multiplies tiles.
+    #[cfg(target_arch = "x86_64")]
+    fn unit(&self) -> Unit {
+        if self.isa == Isa::Amx { Unit::Amx } else { Unit::Dots }
+    }
+
     /// bf16 that an activation is kept in by tiles.
     #[cfg(target_arch = "x86_64")]
     fn parts(&self) -> usize {
@@ -252,8 +256,9 @@ impl PackedLinear {
             let mut y = Rows::lend(strips.arena(), strips.rows(), n)?;
             if n > 0 && y.rows() > 0 {
                 let columns = drive::Columns { y: y.cpu_mut()?, stride: n, first: 0 };
-                // SAFETY: the strips are of this layer's width, by what was just checked.
-                unsafe { amx::run(panels, strips, columns)? };
+                // SAFETY: the strips are of this layer's width and parts, by what was just checked,
+                // and `pack_for` saw that the CPU has the unit.
+                unsafe { tiled::run(self.unit(), panels, strips, columns)? };
             }
             return Ok(y);
         }
@@ -292,8 +297,8 @@ impl PackedLinear {
             self.check(strips)?;
             let mut out = Inputs::lend(strips.arena(), strips.rows(), self.n / 2, form)?;
             if let Some(out) = out.strips_mut() {
-                // SAFETY: as there, and `out` was made for half the outputs.
-                unsafe { amx::swiglu(panels, strips, out)? };
+                // SAFETY: as in `matmul`, and `out` was made for half the outputs.
+                unsafe { tiled::swiglu(self.unit(), panels, strips, out)? };
             }
             return Ok(Some(out));
         }
@@ -339,12 +344,10 @@ impl PackedLinear {
         // SAFETY: each kernel uses the instructions of its `isa` alone, as `available` asks for them.
         unsafe {
             match (self.isa, w.storage) {
-                (Isa::Amx, Storage::Bf16Tiles) => {
+                (Isa::Amx | Isa::Avx512Bf16, Storage::Bf16Tiles) => {
                     let strips = Inputs::converted(rows, Form::Strips { parts: self.parts() })?;
-                    return strips.strips().map_or(Ok(()), |strips| amx::run(w, strips, y));
-                }
-                (Isa::Avx512Bf16, Storage::Bf16Pairs) => {
-                    run::<avx512bf16::Kernel>(w, round, x, y);
+                    let run = |strips| tiled::run(self.unit(), w, strips, y);
+                    return strips.strips().map_or(Ok(()), run);
                 }
                 (Isa::Avx512Bf16 | Isa::Avx512, Storage::Bf16Columns) => {
                     run::<avx512::Kernel<true>>(w, round, x, y);
@@ -377,7 +380,7 @@ impl PackedLinear {
                     run::<portable::Kernel<false>>(w, round, x, y);
                 }
                 Storage::Bf16Columns => run::<portable::Kernel<true>>(w, round, x, y),
-                Storage::Bf16Pairs | Storage::Bf16Tiles => {
+                Storage::Bf16Tiles => {
                     unreachable!("packed for instructions that have their own kernels")
                 }
             }
