@@ -99,7 +99,7 @@ impl Decoder {
             .then(|| loader.vector(&root, "norm.weight", config.hidden_size))
             .transpose()?;
         let rope = Rope::new(&config);
-        let chunk_rows = pass::chunk_rows(row_flops(&config));
+        let chunk_rows = pass::chunk_rows(row_flops(&config), precision);
         let arena = Arena::new(chunk_rows * activations(&config));
         let mut decoder = Self {
             config,

@@ -8,17 +8,15 @@ use std::sync::Arc;
 
 use super::decoder::Decoder;
 use crate::error::Result;
-use crate::kernels::{self, Form, Inputs, Kv, KvShape, Meter, Rows, Span};
+use crate::kernels::{self, Form, Inputs, Kv, KvShape, Meter, Precision, Rows, Span};
 
 /// Rows of a chunk, for each thread: wide enough for the matrix products to run at full speed, and
 /// few enough for a chunk of a small model to take some tens of milliseconds.
 const CHUNK_ROWS_PER_THREAD: usize = 64;
 const MIN_CHUNK_ROWS: usize = 128;
 const MAX_CHUNK_ROWS: usize = 1024;
-/// With tiles: reading the weights takes as long as a hundred rows do, so that more are better...
-const TILED_CHUNK_ROWS: usize = 512;
-/// ...as long as a chunk's products, in floating-point operations a thread, take no longer than that.
-const TILED_CHUNK_FLOPS_PER_THREAD: usize = 20_000_000_000;
+/// As [`MAX_CHUNK_ROWS`], where reading a layer's weights takes as long as the products of many rows.
+const WIDE_CHUNK_ROWS: usize = 512;
 /// Keys that each of a full chunk's rows sees before chunks get fewer rows.
 const CHUNK_KEYS: usize = 2048;
 
@@ -183,14 +181,11 @@ impl Pass {
 
 /// The most rows of a chunk on the current rayon pool, for a block that takes `row_flops` operations
 /// a row.
-pub(super) fn chunk_rows(row_flops: usize) -> usize {
+pub(super) fn chunk_rows(row_flops: usize, precision: Precision) -> usize {
     let threads = rayon::current_num_threads();
     let rows = (CHUNK_ROWS_PER_THREAD * threads).clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
-    if !kernels::has_amx() {
-        return rows;
-    }
-    let affordable = TILED_CHUNK_FLOPS_PER_THREAD * threads / row_flops.max(1);
-    affordable.clamp(rows, rows.max(TILED_CHUNK_ROWS))
+    let Some(flops) = kernels::chunk_flops_per_thread(precision) else { return rows };
+    (flops * threads / row_flops.max(1)).clamp(rows, rows.max(WIDE_CHUNK_ROWS))
 }
 
 /// Shares the segments' tokens out to chunks of at most `most` rows; where rows see many keys,
