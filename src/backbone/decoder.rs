@@ -100,7 +100,7 @@ impl Decoder {
             .transpose()?;
         let rope = Rope::new(&config);
         let chunk_rows = pass::chunk_rows(row_flops(&config), precision);
-        let arena = Arena::new(chunk_rows * activations(&config));
+        let arena = Arena::new(arena_floats(chunk_rows, &config));
         let mut decoder = Self {
             config,
             observed,
@@ -262,6 +262,13 @@ fn heads(config: &Config) -> Heads {
         key_value: config.num_key_value_heads,
         dim: config.head_dim,
     }
+}
+
+/// Numbers that are kept between operations: what a block holds, twice, since buffers of one size are
+/// not those of another, and what tasks of attention take for themselves.
+fn arena_floats(chunk_rows: usize, config: &Config) -> usize {
+    const TASK: usize = 1 << 20;
+    2 * chunk_rows * activations(config) + TASK * rayon::current_num_threads()
 }
 
 /// Numbers that a row takes while a block runs.

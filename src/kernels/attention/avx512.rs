@@ -58,14 +58,17 @@ impl Products for Wide {
         dim: usize,
         sums: &mut [f32],
     ) {
-        let wide = dim / (VECTORS * LANES) * VECTORS * LANES;
-        for column in (0..wide).step_by(VECTORS * LANES) {
+        let mut column = 0;
+        while column < dim {
             // SAFETY: the CPU has the instructions, by `Wide`.
-            unsafe { weigh_values::<ROWS, VECTORS>(weights, block, dim, column, sums) };
-        }
-        for column in (wide..dim).step_by(LANES) {
-            // SAFETY: as above.
-            unsafe { weigh_values::<ROWS, 1>(weights, block, dim, column, sums) };
+            column += LANES
+                * unsafe {
+                    match (dim - column) / LANES {
+                        1 => weigh_values::<ROWS, 1>(weights, block, dim, column, sums),
+                        2 | 3 => weigh_values::<ROWS, 2>(weights, block, dim, column, sums),
+                        _ => weigh_values::<ROWS, VECTORS>(weights, block, dim, column, sums),
+                    }
+                };
         }
     }
 }
@@ -102,7 +105,8 @@ fn query_keys<const ROWS: usize, const V: usize>(
     }
 }
 
-/// Adds `ROWS` rows of weights times `V` vectors of a block's values, from `column` on, to `sums`.
+/// Adds `ROWS` rows of weights times `V` vectors of a block's values, from `column` on, to `sums`, and
+/// tells how many vectors those are.
 #[target_feature(enable = "avx512f")]
 fn weigh_values<const ROWS: usize, const V: usize>(
     weights: &[[f32; KEYS]; ROWS],
@@ -110,7 +114,7 @@ fn weigh_values<const ROWS: usize, const V: usize>(
     dim: usize,
     column: usize,
     sums: &mut [f32],
-) {
+) -> usize {
     assert!(column + V * LANES <= dim && sums.len() == ROWS * dim);
     let mut products = [[_mm512_setzero_ps(); V]; ROWS];
     for (page, values) in block.values.iter().enumerate() {
@@ -140,4 +144,5 @@ fn weigh_values<const ROWS: usize, const V: usize>(
             }
         }
     }
+    V
 }
