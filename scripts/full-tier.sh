@@ -9,6 +9,7 @@
 #            queue, callbacks, handles
 #   soak     the load program: 64 callers and 256 streams for SOAK_SECONDS (600)
 #   cuda     --features cuda compiles and links, without a GPU
+#   bulk     100,000 texts through the Python binding on Ray and on Spark, with workers and drivers killed
 #   fuzz     every fuzz target, FUZZ_SECONDS (1800) in all
 #
 # All steps by default. A step runs, or says SKIPPED and why; the table at the end has them all,
@@ -24,11 +25,11 @@ while [ $# -gt 0 ]; do
     case $1 in
     --fuzz-seconds) fuzz_seconds=$2 && shift 2 ;;
     --soak-seconds) soak_seconds=$2 && shift 2 ;;
-    tsan | aarch64 | miri | soak | cuda | fuzz) steps+=("$1") && shift ;;
-    *) sed -n '2,16p' "$0" && exit 2 ;;
+    tsan | aarch64 | miri | soak | cuda | bulk | fuzz) steps+=("$1") && shift ;;
+    *) sed -n '2,17p' "$0" && exit 2 ;;
     esac
 done
-[ ${#steps[@]} -gt 0 ] || steps=(tsan aarch64 miri soak cuda fuzz)
+[ ${#steps[@]} -gt 0 ] || steps=(tsan aarch64 miri soak cuda bulk fuzz)
 
 build=${CARGO_TARGET_DIR:-$PWD/target}/full-tier
 host=$(rustc -vV | sed -n 's/^host: //p')
@@ -118,6 +119,11 @@ cuda() {
     export LIBRARY_PATH=$lib RUSTFLAGS="-L native=$lib"
     CARGO_TARGET_DIR=$build/cuda cargo build --release --package libsiren --lib \
         --no-default-features --features cuda
+}
+
+bulk() {
+    make install PREFIX="$build/bulk-prefix" >/dev/null
+    bindings/python/test_bulk.sh "$build/bulk-prefix"
 }
 
 fuzz() {

@@ -34,6 +34,12 @@ if [ "$(cat "$venv/wanted" 2> /dev/null)" != "$wanted" ]; then
 fi
 PATH="$venv/bin:$PATH"
 export PATH
+# 600 MB, without which the rest is tested all the same.
+bulk=yes
+if ! pip install --quiet --disable-pip-version-check -r bulk-requirements.txt > "$venv/log" 2>&1; then
+    echo "SKIPPED: bindings/python, bulk scoring: Ray cannot be had here: $(tail -n 1 "$venv/log")" >&2
+    bulk=
+fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -60,6 +66,10 @@ fi
 grep -q 'needs libstdc++.so.6' "$work/refused" || { cat "$work/refused" >&2; exit 1; }
 pip install --quiet --disable-pip-version-check --no-index --no-deps --force-reinstall "$wheel"
 python -m pytest -q -p no:cacheprovider
+if [ -n "$bulk" ]; then
+    # Without -W error: what Ray warns of is not ours to mend.
+    python -m pytest -q -o addopts=-ra -p no:cacheprovider tests/bulk_ray.py
+fi
 
 # A new user: an empty folder, the wheel, an environment without any other package, the README's lines.
 cd "$work/user"
