@@ -43,7 +43,7 @@ folder() {
 }
 # The same bytes whoever packs: gzip without a time, sorted names, no owner.
 pack() {
-    tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@${SOURCE_DATE_EPOCH:-0}" -C "$2" -c "${@:3}" | gzip -n9 > "$1"
+    tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@${SOURCE_DATE_EPOCH:-0}" -C "$2" -c "${@:3}" | gzip -n > "$1"
 }
 
 echo "== versions"
@@ -112,7 +112,7 @@ echo "== Go"
 module=$(folder module)/libsiren-go-$version
 mkdir "$module"
 cp -R bindings/go/. "$module"
-find "$module" \( -name '*_test.go' -o -name test.sh -o -name try.sh -o -name coverage.json -o -name testdata \) -exec rm -r {} +
+find "$module" -type f \( -name '*_test.go' -o -name test.sh -o -name try.sh -o -name coverage.json \) -delete
 cp LICENSE "$module"
 pack "$dist/$(basename "$module").tar.gz" "$work/module" "$(basename "$module")"
 case $(go env GOVERSION 2>/dev/null || true) in
