@@ -7,7 +7,7 @@ import "unsafe"
 
 const (
 	abiMajor = 0
-	abiMinor = 2
+	abiMinor = 3
 )
 
 type cText struct {

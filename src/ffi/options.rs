@@ -62,7 +62,9 @@ pub struct siren_open_options {
     pub data_dir: siren_text,
     /// Longest text in tokens. 0: the artifact's.
     pub max_length: u64,
-    /// Longest text in bytes. 0: 4 MiB.
+    /// Longest text in bytes. 0: 4 MiB. A stream as a whole may be longer: there it bounds a push
+    /// together with what is not settled of the text before it, which is what the next push cleans
+    /// and tokenises again: from the last boundary between words on, the prompt included.
     pub max_text_bytes: u64,
     /// Most texts of one batch. 0: 16,384.
     pub max_batch: u64,

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
 
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::Mmap;
 
 use crate::error::{Error, Result, Status};
 
@@ -45,10 +45,11 @@ impl Bytes {
 
     /// Lets the system take the mapped pages back; the next access loads them again.
     pub(crate) fn release_pages(&self) {
+        #[cfg(unix)]
         if let Self::Mapped(map) = self {
             // SAFETY: on a read-only file map DontNeed only drops clean pages; their contents
             // come from the file again.
-            let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
         }
     }
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 ABI_MAJOR = 0
-ABI_MINOR = 2
+ABI_MINOR = 3
 SONAME = f"libsiren.so.{ABI_MAJOR}"
 
 
