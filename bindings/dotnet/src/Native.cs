@@ -47,6 +47,7 @@ namespace Siren
         public ulong PrefixCacheBytes;
         public uint NoPrefixCache;
         public uint Reserved;
+        public NativeText PackedCache;
     }
 
     internal struct NativeInput
@@ -186,7 +187,7 @@ namespace Siren
     internal sealed unsafe class Native
     {
         public const uint AbiMajor = 0;
-        public const uint AbiMinor = 2;
+        public const uint AbiMinor = 3;
 
         private static readonly object Loading = new object();
         private static volatile Native? loaded;

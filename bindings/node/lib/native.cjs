@@ -5,7 +5,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 const koffi = require('koffi');
 
-const ABI = { major: 0, minor: 2 };
+const ABI = { major: 0, minor: 3 };
 const SONAME = 'libsiren.so.0';
 
 // Parameters: p a pointer or a handle, which goes as a number (what it points to is laid out in
