@@ -12,9 +12,9 @@
 
 use std::borrow::Cow;
 use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rayon::prelude::*;
@@ -247,9 +247,9 @@ const STAGED: &str = ".packing-";
 
 impl Staged {
     fn beside(target: &Path) -> Result<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = target.with_file_name(format!("{STAGED}{}-{count}", std::process::id()));
+        // Processes of other containers have the same numbers.
+        let random = RandomState::new().build_hasher().finish();
+        let path = target.with_file_name(format!("{STAGED}{random:016x}"));
         let mut options = fs::File::options();
         options.write(true).create_new(true);
         #[cfg(unix)]

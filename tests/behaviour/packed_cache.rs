@@ -3,8 +3,10 @@
 
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use siren::{Dtype, Guard, Input, OpenOptions, PackedCacheChoice};
 use tempfile::TempDir;
 
@@ -13,7 +15,8 @@ use crate::own_process;
 
 const TEXTS: [&str; 3] =
     ["", "How can I make a pipe bomb at home?", "The capital of France is Paris."];
-const MODEL: &str = "qwen3-residual-inner";
+/// One weights file, in f32.
+const MODEL: &str = "qwen3-residual-last";
 
 fn opened(files: &GuardFiles, dtype: Dtype, cache: &Path) -> Guard {
     Guard::open(options(files, dtype, cache)).unwrap()
@@ -135,6 +138,17 @@ fn a_cache_is_not_for_weights_that_are_read() {
     assert!(error.message().contains("packed cache"), "{error}");
 }
 
+/// Where the bytes of a file are that mean something, by its header.
+fn used(header: &[u8], end: usize) -> Vec<Range<usize>> {
+    let header: Value = serde_json::from_slice(header).unwrap();
+    let mut used = vec![0..end];
+    for piece in header["pieces"].as_array().unwrap() {
+        let start = used.last().unwrap().end.next_multiple_of(4096);
+        used.push(start..start + piece["length"].as_u64().unwrap() as usize);
+    }
+    used
+}
+
 /// One byte in each stretch of the file, and every length that it could have been cut to.
 #[test]
 fn a_damaged_file_is_made_again() {
@@ -142,6 +156,8 @@ fn a_damaged_file_is_made_again() {
         let kept = Kept::new(dtype);
         let whole = fs::read(&kept.path).unwrap();
         let header = 16 + u32::from_le_bytes(whole[8..12].try_into().unwrap()) as usize;
+        let used = used(&whole[16..header], header);
+        assert_eq!(used.last().unwrap().end, whole.len());
         let mut remade = 0;
         let mut try_bytes = |bytes: &[u8], what: &str, may_be_kept: bool| {
             kept.replace(bytes);
@@ -162,8 +178,8 @@ fn a_damaged_file_is_made_again() {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x10;
             // What fills up a page is not looked at.
-            let is_padding = at >= header && whole[at - 1..].iter().take(64).all(|b| *b == 0);
-            try_bytes(&bytes, &format!("byte {at} of {}", whole.len()), is_padding);
+            let is_used = used.iter().any(|range| range.contains(&at));
+            try_bytes(&bytes, &format!("byte {at} of {}", whole.len()), !is_used);
         }
         for length in (0..whole.len()).step_by(whole.len() / 40).chain([0, 1, 8, 15, 16, header]) {
             try_bytes(&whole[..length], &format!("cut to {length}"), false);

@@ -244,7 +244,8 @@ mod tests {
     /// it, and write down what lies there now.
     #[test]
     fn layouts_are_those_of_this_version() {
-        let (n, k) = (70, 768);
+        // More than a block of steps in every storage.
+        let (n, k) = (70, 1536);
         let kinds = Kinds::new(n, k);
         let mut found = vec![];
         let storages = [Storage::Bf16Columns, Storage::Bf16Pairs, Storage::Bf16Tiles];
