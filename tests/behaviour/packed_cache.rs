@@ -269,7 +269,7 @@ fn weights_that_change_have_another_file() {
 
     // The numbers beside the weights count as well.
     let before = kept.open(Dtype::F32).info().packed_file.clone();
-    kept.files.set(BACKBONE_CONFIG, "/rope_theta", Some(5000.into()));
+    kept.files.set(BACKBONE_CONFIG, "/rope_parameters/rope_theta", Some(5000.into()));
     assert_ne!(kept.open(Dtype::F32).info().packed_file, before);
 }
 
