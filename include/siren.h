@@ -485,6 +485,14 @@ typedef struct siren_open_options {
      * 0
      */
     uint32_t reserved;
+    /**
+     * On a CPU, a directory in which packed weights are kept in a file, so that the next open maps
+     * them instead of packing them again, and processes share them; `auto` is the directory `packed`
+     * beside the backbone's weights. A file there is made when it is missing. Where it cannot be
+     * made, or not be trusted, the guard opens all the same, and the log says why. Not together
+     * with `read_weights`. Absent: packed weights are in each process's own memory.
+     */
+    siren_text packed_cache;
 } siren_open_options;
 
 /**

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use candle_core::Device;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 
 /// Longest text in bytes, before cleaning: one unbroken word takes about 130 times its size to
 /// tokenise.
@@ -96,6 +96,33 @@ impl FromStr for Dtype {
     }
 }
 
+/// Where packed weights are kept, so that the next open maps them instead of packing them again, and
+/// processes share them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PackedCacheChoice {
+    /// In the process's own memory alone.
+    #[default]
+    Off,
+    /// In the directory `packed` beside the backbone's weights.
+    Auto,
+    /// In this directory.
+    Dir(PathBuf),
+}
+
+impl FromStr for PackedCacheChoice {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "" => {
+                Err(Error::argument("the packed cache is \"\", expected \"auto\" or a directory"))
+            }
+            "auto" => Ok(Self::Auto),
+            dir => Ok(Self::Dir(dir.into())),
+        }
+    }
+}
+
 /// How to open a guard. `OpenOptions::default()` opens the demo guard on the CPU.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
@@ -116,6 +143,11 @@ pub struct OpenOptions {
     /// Map the weights (so that processes share them) instead of reading them. A mapped file that
     /// shrinks, or a network disk that fails, kills the process.
     pub map: bool,
+    /// Keep packed weights in a file, on a CPU. Files there are made when they are missing, and are
+    /// never taken away: a directory with old ones can be emptied at any time. Where one cannot be
+    /// made, or not be trusted, the guard opens all the same, and the log says why. They are mapped:
+    /// with `map` off this is refused.
+    pub packed_cache: PackedCacheChoice,
     /// Longest text in bytes, before cleaning.
     pub max_text_bytes: usize,
     /// Most inputs of one batch.
@@ -147,6 +179,7 @@ impl Default for OpenOptions {
             threads: None,
             max_length: None,
             map: true,
+            packed_cache: PackedCacheChoice::default(),
             max_text_bytes: DEFAULT_MAX_TEXT_BYTES,
             max_batch: DEFAULT_MAX_BATCH,
             max_queue: DEFAULT_MAX_QUEUE,
@@ -180,6 +213,17 @@ impl OpenOptions {
             return Err(Error::argument(format!(
                 "threads is {threads}, expected at most {MAX_THREADS}"
             )));
+        }
+        let is_kept = self.packed_cache != PackedCacheChoice::Off;
+        if cfg!(not(unix)) && is_kept {
+            let message = "a packed cache needs a system that tells who owns a file (Unix)";
+            return Err(Error::new(Status::Unsupported, message));
+        }
+        if !self.map && is_kept {
+            return Err(Error::argument(
+                "a packed cache is mapped, and the weights are not to be (map, read_weights): \
+                 leave one of the two",
+            ));
         }
         Ok(())
     }

@@ -46,6 +46,7 @@ type cOpenOptions struct {
 	prefixCacheBytes uint64
 	noPrefixCache    uint32
 	reserved         uint32
+	packedCache      cText
 }
 
 type cInput struct {

@@ -1,5 +1,6 @@
 //! The decoder's blocks, on packed rows: no padding, and no block past the last observed one.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -12,8 +13,8 @@ use super::rope::Rope;
 use crate::checkpoint::{Checkpoint, Values};
 use crate::error::{Error, Result, Status};
 use crate::kernels::{
-    self, Arena, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader, Meter, Precision,
-    Rows, Span, Vector,
+    self, Arena, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader, Meter, Piece,
+    Pieces, Precision, Rows, Span, Vector,
 };
 
 /// Where in a block the hidden states are read.
@@ -32,6 +33,18 @@ pub(crate) struct Observed {
     pub(crate) site: Site,
     /// Ascending block numbers.
     pub(crate) layers: Vec<usize>,
+}
+
+/// What a decoder is made from, and how.
+pub(crate) struct Plan<'a> {
+    pub(crate) checkpoint: &'a Arc<Checkpoint>,
+    pub(crate) config: &'a Config,
+    pub(crate) observed: &'a Observed,
+    pub(crate) device: &'a Device,
+    pub(crate) precision: Precision,
+    /// With [`Precision::Int8`], the tokens that run through each block before its weights are
+    /// rounded; nothing else looks at them.
+    pub(crate) calibration: &'a [u32],
 }
 
 /// A frozen backbone, cut after its last observed block. Immutable and shared by threads.
@@ -62,21 +75,16 @@ struct Block {
 }
 
 impl Decoder {
-    /// Loads the blocks up to the last observed one, on the current rayon pool. With
-    /// [`Precision::Int8`] the tokens of `calibration` run through each block before its weights are
-    /// rounded; nothing else looks at them.
+    /// Loads the blocks up to the last observed one, on the current rayon pool. With `packed`, the
+    /// linear layers' weights are all of these pieces of a file, in the order of [`Self::pieces`].
     ///
     /// # Errors
     /// `InvalidModel` for a tensor that is missing or has another shape or dtype than `config`
-    /// asks for; `OutOfMemory`.
-    pub(crate) fn load(
-        checkpoint: &Arc<Checkpoint>,
-        config: Config,
-        observed: Observed,
-        device: &Device,
-        precision: Precision,
-        calibration: &[u32],
-    ) -> Result<Self> {
+    /// asks for; `OutOfMemory`; `Internal` where the pieces are not those of this decoder.
+    pub(crate) fn load(plan: &Plan<'_>, packed: Option<Pieces>) -> Result<Self> {
+        let &Plan { checkpoint, device, precision, .. } = plan;
+        let (config, observed) = (plan.config.clone(), plan.observed.clone());
+        let is_calibrated = packed.is_some() || precision != Precision::Int8;
         // Activations are f32 on the CPU, whatever the layers' precision is.
         let dtype = if device.is_cpu() { DType::F32 } else { precision.device_dtype()? };
         // Checkpoints of the bare model lack the prefix.
@@ -84,7 +92,7 @@ impl Decoder {
         let backend: Box<dyn candle_nn::var_builder::SimpleBackend> = Box::new(&**checkpoint);
         let root = VarBuilder::from_backend(backend, dtype, device.clone());
         let root = if prefix.is_empty() { root } else { root.pp(prefix) };
-        let loader = Loader { checkpoint, precision };
+        let mut loader = Loader { checkpoint, precision, packed };
 
         let shape = Embedding::shape(&config);
         let name = full_name(&root, "embed_tokens.weight");
@@ -115,9 +123,10 @@ impl Decoder {
             chunk_rows,
             arena,
         };
-        let mut calibration = (precision == Precision::Int8)
+        let mut calibration = (!is_calibrated)
             .then(|| {
-                let text = Segment::new(&decoder, calibration.into(), false, &Meter::default());
+                let tokens = plan.calibration.into();
+                let text = Segment::new(&decoder, tokens, false, &Meter::default());
                 Pass::new(&decoder, vec![text])
             })
             .transpose()?;
@@ -133,8 +142,17 @@ impl Decoder {
                 decoder.blocks.extend(block);
             }
         }
+        if loader.packed.is_some_and(|mut rest| rest.next().is_some()) {
+            return Err(other_pieces());
+        }
         decoder.bytes = decoder.blocks.iter().map(Block::bytes).sum();
         Ok(decoder)
+    }
+
+    /// What a file holds of the linear layers' packed weights, so that [`Self::load`] can take them
+    /// up again.
+    pub(super) fn pieces(&self) -> Vec<Piece<Cow<'_, [u8]>>> {
+        self.blocks.iter().flat_map(Block::linears).flat_map(Linear::pieces).collect()
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -251,8 +269,13 @@ impl Block {
         })
     }
 
+    /// In the order in which they are loaded.
+    fn linears(&self) -> [&Linear; 4] {
+        [&self.qkv, &self.output, &self.gate_up, &self.down]
+    }
+
     fn bytes(&self) -> usize {
-        [&self.qkv, &self.output, &self.gate_up, &self.down].iter().map(|l| l.bytes()).sum()
+        self.linears().iter().map(|l| l.bytes()).sum()
     }
 }
 
@@ -290,13 +313,18 @@ fn full_name(vb: &VarBuilder<'_>, name: &str) -> String {
     if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
 }
 
-/// Reads a block's tensors by their names in the checkpoint.
+fn other_pieces() -> Error {
+    Error::internal("a file of packed weights that are not this backbone's")
+}
+
+/// Reads a block's tensors by their names in the checkpoint, packed ones from a file if there is one.
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     precision: Precision,
+    packed: Option<Pieces>,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
     fn vector(&self, vb: &VarBuilder<'_>, name: &str, length: usize) -> Result<Vector> {
         let values = self.checkpoint.tensor(&full_name(vb, name), &[length])?.to_f32()?;
         Vector::new(values, vb.dtype(), vb.device())
@@ -304,7 +332,7 @@ impl Loader<'_> {
 
     /// Layers that read the same input, joined into one; each is `(name, outputs)`.
     fn linear(
-        &self,
+        &mut self,
         vb: &VarBuilder<'_>,
         parts: &[(&str, usize)],
         inputs: usize,
@@ -313,31 +341,43 @@ impl Loader<'_> {
         let mut loader = LinearLoader::new(inputs, self.precision);
         for (name, outputs) in parts {
             let part = vb.pp(name);
-            let weight =
-                self.checkpoint.tensor(&full_name(&part, "weight"), &[*outputs, inputs])?;
-            if let Values::Blocks(of, _) = &weight.values
-                && (self.precision == Precision::Bf16 || !vb.device().is_cpu())
-            {
-                return Err(Error::new(
-                    Status::Unsupported,
-                    format!(
-                        "{}: tensor {:?} is quantised ({}): use dtype f32 (auto on a CPU) or int8, on a CPU",
-                        weight.file,
-                        weight.name,
-                        of.name()
-                    ),
-                ));
+            if self.packed.is_none() {
+                loader.add(self.weight(&part, [*outputs, inputs])?, *outputs);
             }
-            loader.add(weight.values, *outputs);
             if bias {
                 let bias = self.checkpoint.tensor(&full_name(&part, "bias"), &[*outputs])?;
                 loader.add_bias(&bias.to_f32()?);
             }
         }
-        loader.finish(vb.device())
+        match &mut self.packed {
+            Some(pieces) => {
+                let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
+                loader.mapped(outputs, pieces).ok_or_else(other_pieces)
+            }
+            None => loader.finish(vb.device()),
+        }
     }
 
-    fn block(&self, config: &Config, vb: &VarBuilder<'_>) -> Result<Block> {
+    /// The weight of a linear layer.
+    fn weight(&self, vb: &VarBuilder<'_>, shape: [usize; 2]) -> Result<Values<'a>> {
+        let weight = self.checkpoint.tensor(&full_name(vb, "weight"), &shape)?;
+        if let Values::Blocks(of, _) = &weight.values
+            && (self.precision == Precision::Bf16 || !vb.device().is_cpu())
+        {
+            return Err(Error::new(
+                Status::Unsupported,
+                format!(
+                    "{}: tensor {:?} is quantised ({}): use dtype f32 (auto on a CPU) or int8, on a CPU",
+                    weight.file,
+                    weight.name,
+                    of.name()
+                ),
+            ));
+        }
+        Ok(weight.values)
+    }
+
+    fn block(&mut self, config: &Config, vb: &VarBuilder<'_>) -> Result<Block> {
         let hidden = config.hidden_size;
         let heads = heads(config);
         let (query, key_value) = (heads.query * heads.dim, heads.key_value * heads.dim);

@@ -77,8 +77,8 @@ pub(crate) enum Values<'a> {
 
 impl Checkpoint {
     /// The whole bytes of every file.
-    pub(crate) fn files(&self) -> impl Iterator<Item = &[u8]> {
-        self.shards.iter().map(|shard| &*shard.bytes)
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Bytes> {
+        self.shards.iter().map(|shard| &shard.bytes)
     }
 
     pub(crate) fn contains(&self, name: &str) -> bool {

@@ -1,5 +1,6 @@
 //! Opening a guard: files to engine.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -8,12 +9,12 @@ use candle_core::Device;
 use super::core::Core;
 use super::{Guard, Info};
 use crate::artifact::{self, Content, Pooling};
-use crate::backbone::{Decoder, Files, Observed, Site};
+use crate::backbone::{Decoder, Files, Observed, PackedCache, Plan, Site};
 use crate::engine::Engine;
 use crate::error::{Error, Result, Status};
 use crate::inspect::LayerInfo;
 use crate::kernels::{Meter, Precision};
-use crate::options::{DeviceChoice, Dtype, OpenOptions};
+use crate::options::{DeviceChoice, Dtype, OpenOptions, PackedCacheChoice};
 use crate::prefix_cache::PrefixCache;
 use crate::readout::{Head, Selection};
 use crate::schedule::{Callbacks, Limits, Scheduler};
@@ -28,6 +29,8 @@ pub(super) const BATCH_TOKENS: usize = 1024;
 const CALIBRATION: &str = include_str!("calibration.txt");
 /// Tokens of it that run, at the most.
 const CALIBRATION_TOKENS: usize = 256;
+/// Where `auto` keeps packed weights, beside the backbone's own.
+const PACKED_DIR: &str = "packed";
 /// Stack of a pool thread; tokenising recurses, and callers' own stacks may be small.
 const POOL_STACK_BYTES: usize = 4 << 20;
 
@@ -108,8 +111,21 @@ impl Guard {
             Precision::Int8 => tokenizer.encode(CALIBRATION, CALIBRATION_TOKENS)?.ids,
             _ => vec![],
         };
-        let decoder =
-            Decoder::load(&checkpoint, config, observed, device, precision, &calibration)?;
+        let plan = Plan {
+            checkpoint: &checkpoint,
+            config: &config,
+            observed: &observed,
+            device,
+            precision,
+            calibration: &calibration,
+        };
+        let cache =
+            packed_dir(options, device, &backbone_path).map(|dir| PackedCache::new(&dir, &plan));
+        let (decoder, packed_file) = match &cache {
+            Some(cache) => cache.load(&plan)?,
+            None => (Decoder::load(&plan, None)?, None),
+        };
+        let packed_file = packed_file.map(Path::to_owned);
         let head_dims = content.head.iter().map(|layer| layer.outputs).collect();
         let head = Head::new(content.head, decoder.arena().clone())?;
         // What stays in use is read again when it is needed.
@@ -130,12 +146,9 @@ impl Guard {
             layers_run: decoder.blocks(),
             hidden_size: decoder.config().hidden_size,
             device: options.device.resolved(device),
-            dtype: match precision {
-                Precision::F32 => "f32",
-                Precision::Bf16 => "bf16",
-                Precision::Int8 => "int8",
-            },
+            dtype: precision.name(),
             threads: pool.current_num_threads(),
+            packed_file,
             weight_bytes: decoder.bytes() + head.bytes(),
             kv_token_bytes: token_bytes,
             artifact_sha256: content.sha256,
@@ -155,6 +168,21 @@ impl Guard {
             fatal: tokenizer.encode(super::planted::IN_THE_WORKER, max_length)?.ids,
         };
         Ok((engine, tokenizer, info))
+    }
+}
+
+/// Where packed weights are kept, if they are.
+fn packed_dir(options: &OpenOptions, device: &Device, backbone: &Path) -> Option<PathBuf> {
+    let beside = || match backbone.is_dir() {
+        true => backbone,
+        false => backbone.parent().unwrap_or(Path::new("")),
+    };
+    match &options.packed_cache {
+        // Nothing is packed for another device.
+        _ if !device.is_cpu() => None,
+        PackedCacheChoice::Off => None,
+        PackedCacheChoice::Auto => Some(beside().join(PACKED_DIR)),
+        PackedCacheChoice::Dir(dir) => Some(dir.clone()),
     }
 }
 

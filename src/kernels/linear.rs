@@ -1,12 +1,13 @@
 //! The seam behind which a linear layer's weights may be packed, in int8, or another device's tensor.
 
+use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::inputs::{Form, Inputs};
-use super::packed::{Int8Linear, PackError, PackedLinear, Weights};
+use super::packed::{Int8Linear, PackError, PackedLinear, Piece, Pieces, Weights};
 use super::rows::Rows;
 use crate::checkpoint::Values;
 use crate::error::{Error, Result, Status};
@@ -24,6 +25,15 @@ pub(crate) enum Precision {
 }
 
 impl Precision {
+    /// As options and results call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
+
     /// The dtype of everything on a device that is not the CPU.
     ///
     /// # Errors
@@ -139,6 +149,15 @@ impl Linear {
         Ok(Self { weight, bias: self.bias })
     }
 
+    /// What a file holds of the packed weights; nothing of other ones.
+    pub(crate) fn pieces(&self) -> Vec<Piece<Cow<'_, [u8]>>> {
+        match &self.weight {
+            Weight::Packed(weight) => weight.pieces().collect(),
+            Weight::Int8(weight) => weight.pieces().into(),
+            Weight::Calibrating(..) | Weight::Dense(_) => vec![],
+        }
+    }
+
     /// Bytes of the weights in memory.
     pub(crate) fn bytes(&self) -> usize {
         match &self.weight {
@@ -192,6 +211,22 @@ impl<'a> LinearLoader<'a> {
         if device.is_cpu() { self.packed() } else { self.dense(device) }
     }
 
+    /// The layer of so many outputs whose weights are next in a file, calibrated where that is
+    /// needed; `None` if they are none. Biases are those that were added.
+    pub(crate) fn mapped(self, outputs: usize, pieces: &mut Pieces) -> Option<Linear> {
+        let weight = match self.precision {
+            Precision::Int8 => Weight::Int8(Int8Linear::mapped(outputs, self.inputs, pieces)?),
+            precision => {
+                Weight::Packed(PackedLinear::mapped(outputs, self.inputs, precision, pieces)?)
+            }
+        };
+        Some(Linear { weight, bias: self.plain_bias() })
+    }
+
+    fn plain_bias(self) -> Option<Bias> {
+        (!self.bias.is_empty()).then_some(Bias::Plain(self.bias))
+    }
+
     fn packed(self) -> Result<Linear> {
         let parts: Vec<_> = self.parts.iter().map(|(v, n)| (weights(v), *n)).collect();
         let pack = |precision| PackedLinear::pack(&parts, self.inputs, precision);
@@ -200,8 +235,7 @@ impl<'a> LinearLoader<'a> {
                 .map(|layer| Weight::Calibrating(layer, Largest(vec![0.0; self.inputs].into()))),
             precision => pack(precision).map(Weight::Packed),
         };
-        let bias = (!self.bias.is_empty()).then_some(Bias::Plain(self.bias));
-        Ok(Linear { weight: weight.map_err(pack_error)?, bias })
+        Ok(Linear { weight: weight.map_err(pack_error)?, bias: self.plain_bias() })
     }
 
     fn dense(self, device: &Device) -> Result<Linear> {

@@ -32,6 +32,7 @@ pub(crate) use blocks::BlockType;
 pub(crate) use inputs::{Form, Inputs};
 pub(crate) use kv::{Charge, Kv, KvShape, Meter, PAGE_TOKENS, zeros};
 pub(crate) use linear::{Linear, LinearLoader, Precision};
+pub(crate) use packed::{LAYOUT, Piece, Pieces, kernels as packed_for};
 pub(crate) use rows::{Rows, Vector};
 
 /// Where reading the weights from memory takes as long as the products of a hundred rows: how many

@@ -1008,7 +1008,8 @@ static siren_text *open_text(siren_open_options *options, int field)
 {
     siren_text *texts[] = {&options->model,        &options->backbone,  &options->device,
                            &options->dtype,        &options->cache_dir, &options->hub_endpoint,
-                           &options->hub_token,    &options->data_dir};
+                           &options->hub_token,    &options->data_dir,
+                           &options->packed_cache};
     return texts[field];
 }
 
@@ -1020,14 +1021,15 @@ static int32_t open_with(siren_open_options options)
 static void sweep_open(const char *model)
 {
     static const char *const names[] = {"model",     "backbone",     "device",    "dtype",
-                                        "cache_dir", "hub_endpoint", "hub_token", "data_dir"};
+                                        "cache_dir", "hub_endpoint", "hub_token", "data_dir",
+                                        "packed_cache"};
     siren_open_options options;
     char words[80], long_name[1 << 16];
     int field, without_hub;
 
     REFUSED(SIREN_INVALID_ARGUMENT, "guard is NULL", siren_open(&open_options, NULL, error));
     REFUSED(SIREN_INVALID_ARGUMENT, "guard is NULL", siren_open(NULL, NULL, error));
-    for (field = 0; field < 8; field++) {
+    for (field = 0; field < 9; field++) {
         options = open_options;
         *open_text(&options, field) = bytes_of("ab\xff", 3);
         sprintf(words, "%s is not valid UTF-8 at byte 2", names[field]);
@@ -1086,6 +1088,10 @@ static void sweep_open(const char *model)
     options.no_prefix_cache = 1;
     options.prefix_cache_bytes = 9;
     REFUSED(SIREN_INVALID_ARGUMENT, "prefix_cache_bytes is 9", open_with(options));
+    options = open_options;
+    options.read_weights = 1;
+    options.packed_cache = text_of("auto");
+    REFUSED(SIREN_INVALID_ARGUMENT, "a packed cache is mapped", open_with(options));
     options = open_options;
     options.reserved = 1;
     REFUSED(SIREN_INVALID_ARGUMENT, "siren_open_options.reserved", open_with(options));

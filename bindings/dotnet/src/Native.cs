@@ -47,6 +47,7 @@ namespace Siren
         public ulong PrefixCacheBytes;
         public uint NoPrefixCache;
         public uint Reserved;
+        public NativeText PackedCache;
     }
 
     internal struct NativeInput

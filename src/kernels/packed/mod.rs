@@ -19,6 +19,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod cache;
 mod compact;
 mod drive;
 mod int8;
@@ -29,6 +30,7 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod tiled;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
@@ -41,6 +43,8 @@ use super::{strips::Strips, tiles::Unit};
 #[cfg(target_arch = "x86_64")]
 use crate::error::Error;
 use crate::error::Result;
+use crate::sys::file::Mapped;
+pub(crate) use cache::{LAYOUT, Piece, Pieces, kernels};
 pub(crate) use int8::Int8Linear;
 #[cfg(target_arch = "x86_64")]
 pub(super) use pack::Line;
@@ -145,6 +149,17 @@ impl Isa {
     fn detect() -> Isa {
         Isa::ALL.into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable)
     }
+
+    /// What its kernels multiply.
+    fn storages(self) -> impl Iterator<Item = Storage> {
+        let bf16: &[Storage] = match self {
+            Isa::Amx => &[Storage::Bf16Tiles],
+            Isa::Avx512Bf16 => &[Storage::Bf16Tiles, Storage::Bf16Columns],
+            Isa::Avx512 | Isa::Avx2 | Isa::Portable => &[Storage::Bf16Columns],
+        };
+        let blocks = BlockType::ALL.into_iter().map(Storage::Blocks);
+        bf16.iter().copied().chain([Storage::F32, Storage::F16]).chain(blocks)
+    }
 }
 
 /// A linear layer's weights, packed for the CPU at hand.
@@ -204,6 +219,45 @@ impl PackedLinear {
         let n = runs.iter().try_fold(0usize, |n, run| n.checked_add(run.n));
         let n = n.ok_or(PackError::OutOfMemory { bytes: usize::MAX })?;
         Ok(Self { isa, precision, runs, n, k })
+    }
+
+    /// What a file holds of the layer.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece<Cow<'_, [u8]>>> {
+        self.runs.iter().map(|run| Piece {
+            kind: run.storage.name(),
+            n: run.n,
+            k: run.k,
+            bytes: run.lines.as_bytes().into(),
+        })
+    }
+
+    /// The layer of `n` outputs and `k` inputs that is next in a file; `None` if it is none.
+    pub(crate) fn mapped(
+        n: usize,
+        k: usize,
+        precision: Precision,
+        pieces: &mut Pieces,
+    ) -> Option<Self> {
+        Self::mapped_for(Isa::detect(), n, k, precision, pieces)
+    }
+
+    fn mapped_for(
+        isa: Isa,
+        n: usize,
+        k: usize,
+        precision: Precision,
+        pieces: &mut Pieces,
+    ) -> Option<Self> {
+        // The kernels' safety rests on this line and on `storages`.
+        assert!(isa.available(), "{isa:?} is not available on this CPU");
+        let (mut runs, mut found) = (vec![], 0usize);
+        while found < n {
+            let piece: Piece<Mapped> = pieces.next()?;
+            let storage = isa.storages().find(|storage| storage.name() == piece.kind)?;
+            found = found.checked_add(piece.n)?;
+            runs.push(Panels::mapped(storage, k, piece)?);
+        }
+        (found == n).then_some(Self { isa, precision, runs, n, k })
     }
 
     /// The memory that the packed weights take.

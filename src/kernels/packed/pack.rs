@@ -22,8 +22,10 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+use super::cache::{Lines, Piece};
 use super::{PackError, Weights, compact};
 use crate::kernels::BlockType;
+use crate::sys::file::Mapped;
 
 /// Columns in a panel.
 pub(super) const PANEL: usize = 32;
@@ -97,9 +99,29 @@ impl Storage {
     }
 }
 
+/// How many panels, steps and lines packed weights have.
+struct Extents {
+    count: usize,
+    steps: usize,
+    len: usize,
+}
+
+impl Extents {
+    /// `None` where they cannot be counted.
+    fn of(storage: Storage, n: usize, k: usize) -> Option<Self> {
+        let count = n.div_ceil(PANEL);
+        let steps = storage.steps(k);
+        let len = steps
+            .checked_mul(size_of::<Line>() * 2)
+            .and_then(|_| storage.lines(steps).checked_mul(count))
+            .filter(|len| len.checked_mul(size_of::<Line>()).is_some())?;
+        Some(Self { count, steps, len })
+    }
+}
+
 /// Packed weights.
 pub(super) struct Panels {
-    lines: Vec<Line>,
+    pub(super) lines: Lines,
     pub(super) storage: Storage,
     pub(super) n: usize,
     pub(super) k: usize,
@@ -124,13 +146,7 @@ impl Panels {
             }
             n = n.checked_add(rows).ok_or(uncountable)?;
         }
-        let count = n.div_ceil(PANEL);
-        let steps = storage.steps(k);
-        let len = steps
-            .checked_mul(size_of::<Line>() * 2)
-            .and_then(|_| storage.lines(steps).checked_mul(count))
-            .filter(|len| len.checked_mul(size_of::<Line>()).is_some())
-            .ok_or(uncountable)?;
+        let Extents { count, steps, len } = Extents::of(storage, n, k).ok_or(uncountable)?;
         let mut lines = reserve(len)?;
 
         if len > 0 {
@@ -161,11 +177,20 @@ impl Panels {
         // SAFETY: the capacity is at least `len`, and the chunks above cover the first `len` lines,
         // each of which `fill_slab` writes.
         unsafe { lines.set_len(len) };
-        Ok(Self { lines, storage, n, k, count, steps })
+        Ok(Self { lines: Lines::Own(lines), storage, n, k, count, steps })
+    }
+
+    /// Packed weights of `k` inputs as they lie in a file; `None` for any other length.
+    pub(super) fn mapped(storage: Storage, k: usize, piece: Piece<Mapped>) -> Option<Self> {
+        let n = piece.n;
+        let Extents { count, steps, len } = Extents::of(storage, n, k)?;
+        let lines = Lines::mapped(piece.bytes, len)?;
+        let whole = piece.k == k && k.is_multiple_of(storage.grain());
+        whole.then_some(Self { lines, storage, n, k, count, steps })
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.lines.capacity() * size_of::<Line>()
+        self.lines.bytes()
     }
 
     /// Lines of a panel over all of k.

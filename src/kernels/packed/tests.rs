@@ -185,17 +185,6 @@ pub(super) fn blocks(rng: &mut Rng, of: BlockType, rows: usize, k: usize) -> (Ve
     (bytes, values)
 }
 
-pub(super) const BLOCK_TYPES: [BlockType; 8] = [
-    BlockType::Q4_0,
-    BlockType::Q4_1,
-    BlockType::Q5_0,
-    BlockType::Q5_1,
-    BlockType::Q8_0,
-    BlockType::Q4K,
-    BlockType::Q5K,
-    BlockType::Q6K,
-];
-
 #[test]
 fn compact_storage_is_the_f32_storage_of_its_values_bit_for_bit() {
     let mut rng = Rng(12);
@@ -204,7 +193,7 @@ fn compact_storage_is_the_f32_storage_of_its_values_bit_for_bit() {
         let x = rng.floats(m * k);
         let halves: Vec<f16> = rng.floats(n * k).into_iter().map(f16::from_f32).collect();
         let floats: Vec<f32> = halves.iter().map(|v| v.to_f32()).collect();
-        let quantised = BLOCK_TYPES.map(|of| (of, blocks(&mut rng, of, n, k)));
+        let quantised = BlockType::ALL.map(|of| (of, blocks(&mut rng, of, n, k)));
         let mut kinds = vec![(Weights::F16(&halves), &floats)];
         kinds.extend(quantised.iter().map(|(of, (b, values))| (Weights::Blocks(*of, b), values)));
         for isa in isas() {

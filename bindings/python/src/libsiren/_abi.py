@@ -97,6 +97,7 @@ class OpenOptions(ctypes.Structure):
         ("prefix_cache_bytes", c_uint64),
         ("no_prefix_cache", c_uint32),
         ("reserved", c_uint32),
+        ("packed_cache", Text),
     ]
 
 
