@@ -1,5 +1,6 @@
 //! Makes the C header from `src/ffi` and names the shared library's ABI.
 
+#[cfg(feature = "cuda")]
 #[path = "build/cuda.rs"]
 mod cuda;
 
@@ -19,9 +20,8 @@ fn main() {
     }
     let directory = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
     let out_dir = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it"));
-    if env::var_os("CARGO_FEATURE_CUDA").is_some() {
-        cuda::kernels(&out_dir);
-    }
+    #[cfg(feature = "cuda")]
+    cuda::build(&out_dir);
     let out = out_dir.join("siren.h");
     let config = cbindgen::Config::from_file("cbindgen.toml").expect("cbindgen.toml is valid");
     cbindgen::Builder::new()
