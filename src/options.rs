@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use candle_core::Device;
-
 use crate::error::{Error, Result, Status};
+use crate::kernels::Backend;
 
 /// Longest text in bytes, before cleaning: one unbroken word takes about 130 times its size to
 /// tokenise.
@@ -25,20 +24,26 @@ const MAX_THREADS: usize = 1024;
 /// Where the backbone runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first GPU if this build and machine have one, else the CPU.
+    /// The first GPU if this build and machine have one that can serve, else the CPU; with
+    /// [`Dtype::Int8`] the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
     /// The NVIDIA GPU of this index.
     Cuda(usize),
+    /// The CPU in a GPU's place: what a GPU is given to do, done by candle on the CPU. Far slower
+    /// than `Cpu`; there so that a machine without a GPU can test that code.
+    #[doc(hidden)]
+    CpuAsGpu,
 }
 
 impl DeviceChoice {
-    /// `cpu` or `cuda:N`.
-    pub(crate) fn resolved(self, device: &Device) -> String {
-        match (self, device) {
-            (_, Device::Cpu) => "cpu".into(),
+    /// `cpu`, `cuda:N` or `cpu-as-gpu`.
+    pub(crate) fn resolved(self, backend: &Backend) -> String {
+        match (self, backend) {
+            (_, Backend::Cpu) => "cpu".into(),
+            (Self::CpuAsGpu, _) => "cpu-as-gpu".into(),
             (Self::Cuda(ordinal), _) => format!("cuda:{ordinal}"),
             _ => "cuda:0".into(),
         }
@@ -53,6 +58,7 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
+            "cpu-as-gpu" => Ok(Self::CpuAsGpu),
             _ => s.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Self::Cuda).ok_or_else(
                 || {
                     Error::argument(format!(

@@ -13,8 +13,8 @@ use super::rope::Rope;
 use crate::checkpoint::{Checkpoint, Values};
 use crate::error::{Error, Result, Status};
 use crate::kernels::{
-    self, Arena, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader, Meter, Piece,
-    Pieces, Precision, Rows, Span, Vector,
+    self, Arena, Backend, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader, Meter,
+    Piece, Pieces, Precision, Rows, Span, Vector,
 };
 
 /// Where in a block the hidden states are read.
@@ -40,7 +40,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) checkpoint: &'a Arc<Checkpoint>,
     pub(crate) config: &'a Config,
     pub(crate) observed: &'a Observed,
-    pub(crate) device: &'a Device,
+    pub(crate) backend: &'a Backend,
     pub(crate) precision: Precision,
     /// With [`Precision::Int8`], the tokens that run through each block before its weights are
     /// rounded; nothing else looks at them.
@@ -56,8 +56,7 @@ pub(crate) struct Decoder {
     blocks: Vec<Block>,
     /// The final norm, present when it stands before an observed state.
     norm: Option<Vector>,
-    device: Device,
-    dtype: DType,
+    backend: Backend,
     precision: Precision,
     bytes: usize,
     chunk_rows: usize,
@@ -82,25 +81,28 @@ impl Decoder {
     /// `InvalidModel` for a tensor that is missing or has another shape or dtype than `config`
     /// asks for; `OutOfMemory`; `Internal` where the pieces are not those of this decoder.
     pub(crate) fn load(plan: &Plan<'_>, packed: Option<Pieces>) -> Result<Self> {
-        let &Plan { checkpoint, device, precision, .. } = plan;
+        let &Plan { checkpoint, backend, precision, .. } = plan;
         let (config, observed) = (plan.config.clone(), plan.observed.clone());
         let is_calibrated = packed.is_some() || precision != Precision::Int8;
-        // Activations are f32 on the CPU, whatever the layers' precision is.
-        let dtype = if device.is_cpu() { DType::F32 } else { precision.device_dtype()? };
+        let (device, dtype) = match backend {
+            Backend::Cpu => (Device::Cpu, DType::F32),
+            Backend::Candle { device, dtype } => (device.clone(), *dtype),
+        };
         // Checkpoints of the bare model lack the prefix.
         let prefix = if checkpoint.contains("model.embed_tokens.weight") { "model" } else { "" };
-        let backend: Box<dyn candle_nn::var_builder::SimpleBackend> = Box::new(&**checkpoint);
-        let root = VarBuilder::from_backend(backend, dtype, device.clone());
+        let tensors: Box<dyn candle_nn::var_builder::SimpleBackend> = Box::new(&**checkpoint);
+        let root = VarBuilder::from_backend(tensors, dtype, device);
         let root = if prefix.is_empty() { root } else { root.pp(prefix) };
-        let mut loader = Loader { checkpoint, precision, packed };
+        let mut loader = Loader { checkpoint, backend, precision, packed };
 
         let shape = Embedding::shape(&config);
         let name = full_name(&root, "embed_tokens.weight");
         checkpoint.tensor(&name, &shape)?;
-        let embedding = if device.is_cpu() {
-            Embedding::InFile { checkpoint: checkpoint.clone(), name, shape }
-        } else {
-            Embedding::OnDevice(root.get((shape[0], shape[1]), "embed_tokens.weight")?)
+        let embedding = match backend {
+            Backend::Cpu => Embedding::InFile { checkpoint: checkpoint.clone(), name, shape },
+            Backend::Candle { .. } => {
+                Embedding::OnDevice(root.get((shape[0], shape[1]), "embed_tokens.weight")?)
+            }
         };
         let last = *observed.layers.last().ok_or_else(|| Error::internal("nothing observed"))?;
         let norm = (observed.site == Site::Residual && last + 1 == config.num_hidden_layers)
@@ -116,20 +118,17 @@ impl Decoder {
             rope,
             blocks: Vec::with_capacity(last + 1),
             norm,
-            device: device.clone(),
-            dtype,
+            backend: backend.clone(),
             precision,
             bytes: 0,
             chunk_rows,
             arena,
         };
-        let mut calibration = (!is_calibrated)
-            .then(|| {
-                let tokens = plan.calibration.into();
-                let text = Segment::new(&decoder, tokens, false, &Meter::default());
-                Pass::new(&decoder, vec![text])
-            })
-            .transpose()?;
+        let mut calibration = (!is_calibrated).then(|| {
+            let tokens = plan.calibration.into();
+            let text = Segment::new(&decoder, tokens, false, &Meter::default());
+            Pass::new(&decoder, vec![text])
+        });
         for layer in 0..=last {
             let block = loader.block(&decoder.config, &root.pp("layers").pp(layer))?;
             // Else the mapped file would stand in memory beside its packed copy at the end.
@@ -179,9 +178,9 @@ impl Decoder {
         &self.arena
     }
 
-    /// The device that it runs on.
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
+    /// What it runs on.
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// What the keys and values of all its blocks look like.
@@ -199,11 +198,11 @@ impl Decoder {
         let (cos, sin) = self.rope.rows(positions);
         let half = self.config.head_dim / 2;
         let place = |values: Vec<f32>| -> Result<Rows> {
-            if self.device.is_cpu() {
+            let Backend::Candle { device, dtype } = &self.backend else {
                 return Rows::copied(&self.arena, &values, half);
-            }
+            };
             let shape = (values.len() / half, half);
-            Rows::on_device(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
+            Rows::on_device(Tensor::from_vec(values, shape, device)?.to_dtype(*dtype)?)
         };
         Ok((place(cos)?, place(sin)?))
     }
@@ -320,6 +319,7 @@ fn other_pieces() -> Error {
 /// Reads a block's tensors by their names in the checkpoint, packed ones from a file if there is one.
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
+    backend: &'a Backend,
     precision: Precision,
     packed: Option<Pieces>,
 }
@@ -327,7 +327,7 @@ struct Loader<'a> {
 impl<'a> Loader<'a> {
     fn vector(&self, vb: &VarBuilder<'_>, name: &str, length: usize) -> Result<Vector> {
         let values = self.checkpoint.tensor(&full_name(vb, name), &[length])?.to_f32()?;
-        Vector::new(values, vb.dtype(), vb.device())
+        Vector::new(values, self.backend)
     }
 
     /// Layers that read the same input, joined into one; each is `(name, outputs)`.
@@ -354,7 +354,7 @@ impl<'a> Loader<'a> {
                 let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
                 loader.mapped(outputs, pieces).ok_or_else(other_pieces)
             }
-            None => loader.finish(vb.device()),
+            None => loader.finish(self.backend),
         }
     }
 
@@ -362,7 +362,7 @@ impl<'a> Loader<'a> {
     fn weight(&self, vb: &VarBuilder<'_>, shape: [usize; 2]) -> Result<Values<'a>> {
         let weight = self.checkpoint.tensor(&full_name(vb, "weight"), &shape)?;
         if let Values::Blocks(of, _) = &weight.values
-            && (self.precision == Precision::Bf16 || !vb.device().is_cpu())
+            && (self.precision == Precision::Bf16 || !matches!(self.backend, Backend::Cpu))
         {
             return Err(Error::new(
                 Status::Unsupported,

@@ -46,8 +46,8 @@ struct Chunk {
     parts: Vec<Part>,
     /// Hidden states, `[rows, hidden_size]`; none before the first layer.
     states: Option<Rows>,
-    /// `[rows, head_dim / 2]` each.
-    rotations: (Rows, Rows),
+    /// `[rows, head_dim / 2]` each; none before the first layer.
+    rotations: Option<(Rows, Rows)>,
 }
 
 /// Is shown an observed layer's states, `[rows, hidden_size]`, with the texts that they are of.
@@ -59,6 +59,7 @@ pub(crate) struct Pass {
     chunks: Vec<Chunk>,
     layer: usize,
     chunk: usize,
+    has_room: bool,
 }
 
 impl Segment {
@@ -66,7 +67,7 @@ impl Segment {
     pub(crate) fn new(decoder: &Decoder, tokens: Arc<[u32]>, keep: bool, meter: &Meter) -> Self {
         let layers = if keep { decoder.blocks() } else { 1 };
         let shape = KvShape { layers, ..decoder.kv_shape() };
-        let kv = Kv::new(shape, decoder.device(), meter);
+        let kv = Kv::new(shape, decoder.backend(), meter);
         Self { tokens, start: 0, kv, keeps: keep }
     }
 
@@ -86,22 +87,12 @@ impl Segment {
 }
 
 impl Pass {
-    /// # Errors
-    /// `OutOfMemory`; `Internal` when the device fails.
-    pub(crate) fn new(decoder: &Decoder, mut segments: Vec<Segment>) -> Result<Self> {
-        for segment in &mut segments {
-            segment.kv.reserve(segment.start, segment.tokens.len())?;
-        }
+    pub(crate) fn new(decoder: &Decoder, segments: Vec<Segment>) -> Self {
         let chunks = parts(&segments, decoder.chunk_rows())
             .into_iter()
-            .map(|parts| {
-                let positions =
-                    parts.iter().flat_map(|part| (part.position..).take(part.rows.len()));
-                let rotations = decoder.rotations(positions)?;
-                Ok(Chunk { parts, states: None, rotations })
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { segments, chunks, layer: 0, chunk: 0 })
+            .map(|parts| Chunk { parts, states: None, rotations: None })
+            .collect();
+        Self { segments, chunks, layer: 0, chunk: 0, has_room: false }
     }
 
     /// Runs the next chunk of the layer at work, and shows its states, `[rows, hidden_size]`, if
@@ -109,13 +100,19 @@ impl Pass {
     /// that is still `live` are passed over.
     ///
     /// # Errors
-    /// Those of `observe`; `Internal` when the device fails.
+    /// Those of `observe`; `OutOfMemory`; `Internal` when the device fails.
     pub(crate) fn advance(
         &mut self,
         decoder: &Decoder,
         live: impl Fn(usize) -> bool,
         observe: &mut Observe<'_>,
     ) -> Result<bool> {
+        if !self.has_room {
+            for segment in &mut self.segments {
+                segment.kv.reserve(segment.start, segment.tokens.len())?;
+            }
+            self.has_room = true;
+        }
         while self.layer < decoder.blocks() {
             let Some(chunk) = self.chunks.get_mut(self.chunk) else {
                 self.layer += 1;
@@ -142,6 +139,15 @@ impl Pass {
                     decoder.embed(&tokens)?
                 }
             };
+            let rotations = match chunk.rotations.take() {
+                Some(rotations) => rotations,
+                None => {
+                    let parts = chunk.parts.iter();
+                    decoder
+                        .rotations(parts.flat_map(|part| (part.position..).take(part.rows.len())))?
+                }
+            };
+            let rotations = chunk.rotations.insert(rotations);
             let layer = self.layer;
             let (parts, segments) = (&chunk.parts, &mut self.segments);
             let mut attend = |qkv: &Rows, form: Form| -> Result<Inputs> {
@@ -164,7 +170,7 @@ impl Pass {
                     .collect();
                 decoder.attend(qkv, &spans, form)
             };
-            decoder.block(layer, &mut states, &chunk.rotations, &mut attend, &mut |states| {
+            decoder.block(layer, &mut states, rotations, &mut attend, &mut |states| {
                 observe(layer, states, parts)
             })?;
             chunk.states = Some(states);
@@ -173,7 +179,8 @@ impl Pass {
         Ok(true)
     }
 
-    /// The segments, in the order in which they were given.
+    /// The segments, in the order in which they were given; where the pass was given up, with more
+    /// keys and values than they came with.
     pub(crate) fn into_segments(self) -> Vec<Segment> {
         self.segments
     }

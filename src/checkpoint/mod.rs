@@ -89,6 +89,12 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Whether some tensor is quantised blocks.
+    pub(crate) fn has_blocks(&self) -> bool {
+        let is_block = |e: &Entry| matches!(e.stored, Stored::As(TensorType::Blocks(_)));
+        self.tensors.values().any(is_block)
+    }
+
     /// Every tensor's name and shape.
     #[cfg(fuzzing)]
     pub(crate) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {

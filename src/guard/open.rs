@@ -13,7 +13,7 @@ use crate::backbone::{Decoder, Files, Observed, PackedCache, Plan, Site};
 use crate::engine::Engine;
 use crate::error::{Error, Result, Status};
 use crate::inspect::LayerInfo;
-use crate::kernels::{Meter, Precision};
+use crate::kernels::{Backend, Meter, Precision};
 use crate::options::{DeviceChoice, Dtype, OpenOptions, PackedCacheChoice};
 use crate::prefix_cache::PrefixCache;
 use crate::readout::{Head, Selection};
@@ -38,8 +38,7 @@ impl Guard {
     pub(super) fn open_unlogged(options: OpenOptions) -> Result<Self> {
         let _opening = Opening::begin()?;
         options.check()?;
-        let device = device(&options.device)?;
-        let precision = precision(options.dtype, &device)?;
+        let runs_on = backend(options.device, options.dtype)?;
         let threads = options.threads.unwrap_or_else(default_threads);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -48,7 +47,7 @@ impl Guard {
             .build()
             .map_err(|e| Error::new(Status::OutOfMemory, format!("no thread pool: {e}")))?;
         let pool = Arc::new(pool);
-        pool.install(|| Self::load(&options, &device, precision, &pool)).and_then(
+        pool.install(|| Self::load(&options, runs_on, &pool)).and_then(
             |(engine, tokenizer, info)| {
                 let limits = Limits { queue: options.max_queue, batch_tokens: BATCH_TOKENS };
                 let (meter, cache) = (engine.meter.clone(), engine.cache.clone());
@@ -83,8 +82,7 @@ impl Guard {
 
     fn load(
         options: &OpenOptions,
-        device: &Device,
-        precision: Precision,
+        (backend, precision): (Backend, Precision),
         pool: &Arc<rayon::ThreadPool>,
     ) -> Result<(Engine, Tokenizer, Info)> {
         let model_dir = crate::locate::model(options)?;
@@ -101,7 +99,13 @@ impl Guard {
         let max_length = max_length(options, &content, &tokenizer)?;
 
         let checkpoint = Arc::new(files.checkpoint(&config, options.map)?);
-        let selection = Selection::new(content.layers.clone());
+        let is_cpus = options.device == DeviceChoice::Auto && checkpoint.has_blocks();
+        let (backend, precision) = match is_cpus {
+            true => self::backend(DeviceChoice::Cpu, options.dtype)?,
+            false => (backend, precision),
+        };
+        let backend = &backend;
+        let selection = Selection::new(content.layers.clone(), backend)?;
         let site = match content.pooling {
             Pooling::ResidualMean => Site::Residual,
             Pooling::MlpMean => Site::Mlp,
@@ -115,12 +119,12 @@ impl Guard {
             checkpoint: &checkpoint,
             config: &config,
             observed: &observed,
-            device,
+            backend,
             precision,
             calibration: &calibration,
         };
         let cache =
-            packed_dir(options, device, &backbone_path).map(|dir| PackedCache::new(&dir, &plan));
+            packed_dir(options, backend, &backbone_path).map(|dir| PackedCache::new(&dir, &plan));
         let (decoder, packed_file) = match &cache {
             Some(cache) => cache.load(&plan)?,
             None => (Decoder::load(&plan, None)?, None),
@@ -131,7 +135,7 @@ impl Guard {
         // What stays in use is read again when it is needed.
         checkpoint.release_pages();
 
-        let token_bytes = decoder.kv_shape().token_bytes() + selection.token_bytes();
+        let token_bytes = decoder.kv_shape().token_bytes(backend) + selection.token_bytes();
         let info = Info {
             model_dir,
             backbone_path,
@@ -145,7 +149,7 @@ impl Guard {
             backbone_layers: decoder.config().num_hidden_layers,
             layers_run: decoder.blocks(),
             hidden_size: decoder.config().hidden_size,
-            device: options.device.resolved(device),
+            device: options.device.resolved(backend),
             dtype: precision.name(),
             threads: pool.current_num_threads(),
             packed_file,
@@ -172,14 +176,14 @@ impl Guard {
 }
 
 /// Where packed weights are kept, if they are.
-fn packed_dir(options: &OpenOptions, device: &Device, backbone: &Path) -> Option<PathBuf> {
+fn packed_dir(options: &OpenOptions, backend: &Backend, backbone: &Path) -> Option<PathBuf> {
     let beside = || match backbone.is_dir() {
         true => backbone,
         false => backbone.parent().unwrap_or(Path::new("")),
     };
     match &options.packed_cache {
         // Nothing is packed for another device.
-        _ if !device.is_cpu() => None,
+        _ if !matches!(backend, Backend::Cpu) => None,
         PackedCacheChoice::Off => None,
         PackedCacheChoice::Auto => Some(beside().join(PACKED_DIR)),
         PackedCacheChoice::Dir(dir) => Some(dir.clone()),
@@ -205,18 +209,34 @@ fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn device(choice: &DeviceChoice) -> Result<Device> {
-    match choice {
-        DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Cuda(ordinal) => cuda(*ordinal),
-        DeviceChoice::Auto => Ok(cuda(0).unwrap_or(Device::Cpu)),
-    }
+/// What the backbone runs on, and in what; refused before anything is read.
+fn backend(choice: DeviceChoice, dtype: Dtype) -> Result<(Backend, Precision)> {
+    let device = match choice {
+        DeviceChoice::Cpu => None,
+        DeviceChoice::CpuAsGpu => Some(Device::Cpu),
+        DeviceChoice::Cuda(ordinal) => Some(cuda(ordinal)?),
+        // Runs on the CPU alone.
+        DeviceChoice::Auto if dtype == Dtype::Int8 => None,
+        DeviceChoice::Auto => {
+            cuda(0).inspect_err(|error| log::info!("device auto is the CPU: {error}")).ok()
+        }
+    };
+    let precision = match dtype {
+        Dtype::Auto if device.is_none() => Precision::F32,
+        Dtype::Auto | Dtype::Bf16 => Precision::Bf16,
+        Dtype::F32 => Precision::F32,
+        Dtype::Int8 => Precision::Int8,
+    };
+    let backend = match device {
+        None => Backend::Cpu,
+        Some(device) => Backend::candle(device, precision)?,
+    };
+    Ok((backend, precision))
 }
 
 #[cfg(feature = "cuda")]
 fn cuda(ordinal: usize) -> Result<Device> {
-    Device::new_cuda(ordinal)
-        .map_err(|e| Error::new(Status::Unsupported, format!("CUDA device {ordinal}: {e}")))
+    crate::sys::cuda::device(ordinal)
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -225,18 +245,4 @@ fn cuda(ordinal: usize) -> Result<Device> {
         Status::Unsupported,
         format!("CUDA device {ordinal}: this library was built without the feature cuda"),
     ))
-}
-
-fn precision(dtype: Dtype, device: &Device) -> Result<Precision> {
-    let precision = match dtype {
-        Dtype::Auto if device.is_cpu() => Precision::F32,
-        Dtype::Auto | Dtype::Bf16 => Precision::Bf16,
-        Dtype::F32 => Precision::F32,
-        Dtype::Int8 => Precision::Int8,
-    };
-    if !device.is_cpu() {
-        // Refused before anything is read.
-        precision.device_dtype()?;
-    }
-    Ok(precision)
 }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::backend::Backend;
 use super::inputs::{Form, Inputs};
 use super::packed::{Int8Linear, PackError, PackedLinear, Piece, Pieces, Weights};
 use super::rows::Rows;
@@ -207,8 +208,11 @@ impl<'a> LinearLoader<'a> {
 
     /// # Errors
     /// `OutOfMemory`; `Internal` when the device fails.
-    pub(crate) fn finish(self, device: &Device) -> Result<Linear> {
-        if device.is_cpu() { self.packed() } else { self.dense(device) }
+    pub(crate) fn finish(self, backend: &Backend) -> Result<Linear> {
+        match backend {
+            Backend::Cpu => self.packed(),
+            Backend::Candle { device, dtype } => self.dense(device, *dtype),
+        }
     }
 
     /// The layer of so many outputs whose weights are next in a file, calibrated where that is
@@ -238,8 +242,7 @@ impl<'a> LinearLoader<'a> {
         Ok(Linear { weight: weight.map_err(pack_error)?, bias: self.plain_bias() })
     }
 
-    fn dense(self, device: &Device) -> Result<Linear> {
-        let dtype = self.precision.device_dtype()?;
+    fn dense(self, device: &Device, dtype: DType) -> Result<Linear> {
         let parts = self
             .parts
             .iter()
@@ -304,7 +307,8 @@ mod tests {
             let rows = Rows::copied(&Arena::new(0), &values(&x), inputs).unwrap();
             let packed = loader().packed().unwrap().forward(&rows.into()).unwrap();
             let x = Rows::on_device(x.clone()).unwrap();
-            let dense = loader().dense(&Device::Cpu).unwrap().forward(&x.into()).unwrap();
+            let dense =
+                loader().dense(&Device::Cpu, DType::F32).unwrap().forward(&x.into()).unwrap();
             assert_eq!([packed.rows(), packed.width()], [11, 25]);
             let dense = values(dense.device().unwrap());
             let pairs = packed.cpu().unwrap().iter().zip(&dense);

@@ -9,6 +9,7 @@
 
 mod arena;
 mod attention;
+mod backend;
 mod blocks;
 mod composed;
 mod elementwise;
@@ -28,6 +29,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 
 pub(crate) use arena::Arena;
+pub(crate) use backend::Backend;
 pub(crate) use blocks::BlockType;
 pub(crate) use inputs::{Form, Inputs};
 pub(crate) use kv::{Charge, Kv, KvShape, Meter, PAGE_TOKENS, zeros};
