@@ -284,10 +284,8 @@ impl Task<'_> {
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
-    use crate::kernels::{Form, KvShape, Meter, Rows};
+    use crate::kernels::{Backend, Form, KvShape, Meter, Rows};
 
     /// Text of `length` tokens whose first `known` ran before, by each kernel of f32.
     #[test]
@@ -309,7 +307,7 @@ mod tests {
             }
             for (length, known) in [(1, 0), (7, 0), (16, 15), (63, 20), (65, 0), (150, 131)] {
                 let shape = KvShape { layers: 1, heads };
-                let mut kv = Kv::new(shape, &Device::Cpu, &Meter::default());
+                let mut kv = Kv::new(shape, &Backend::Cpu, &Meter::default());
                 kv.reserve(0, length).unwrap();
                 let text =
                     Rows::copied(&arena, &random(length * heads.qkv()), heads.qkv()).unwrap();
