@@ -34,7 +34,6 @@ pub enum DeviceChoice {
     Cuda(usize),
     /// The CPU in a GPU's place: what a GPU is given to do, done by candle on the CPU. Far slower
     /// than `Cpu`; there so that a machine without a GPU can test that code.
-    #[doc(hidden)]
     CpuAsGpu,
 }
 
