@@ -82,13 +82,13 @@ def test_ray_with_the_driver_killed(texts):
     folder, expected = texts
     target = folder / "ray-driver"
     arguments = folder / "texts", target
-    others = bulk_rows.kill_driver(RAY, arguments, lambda: len(bulk_rows.ids_done(target)) >= FILES // 3, 3600)
+    others = bulk_rows.run_driver(RAY, arguments, lambda: len(bulk_rows.ids_done(target)) >= FILES // 3)
     assert others, "the driver ended before it could be killed"
     bulk_rows.wait_for_the_end_of(others)
     done = len(bulk_rows.ids_done(target))
     kept = {path: path.stat().st_mtime_ns for ids in bulk_rows.ids_done(target) for path in target.glob(f"{ids.stem}*")}
     assert FILES // 3 <= done < FILES
-    assert not bulk_rows.kill_driver(RAY, arguments, lambda: False, 3600)
+    bulk_rows.run_driver(RAY, arguments)
     bulk_rows.assert_every_row_once(bulk_rows.read(target), expected)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "rows that were done were written again"
     print(f"Ray: the driver was killed with {done} of {FILES} files settled; the next run wrote the rest")
@@ -109,7 +109,7 @@ def test_spark_with_a_worker_killed(texts):
     folder, expected = texts
     target = folder / "spark"
     with bulk_rows.Killer(lambda: len(spark_tasks(target)) >= 4, lambda: spark_workers(os.getpid())) as killer:
-        assert not bulk_rows.kill_driver(SPARK, [folder / "texts", target, 1], lambda: False, 3600)
+        bulk_rows.run_driver(SPARK, [folder / "texts", target, 1])
     assert killer.killed is not None, "the job ended before a worker could be killed"
     assert (target / "part=0/_SUCCESS").exists()
     bulk_rows.assert_every_row_once(bulk_rows.read(target), expected)
@@ -122,11 +122,11 @@ def test_spark_with_the_driver_killed(texts):
     def done():
         return list(target.glob("part=*/_SUCCESS"))
 
-    others = bulk_rows.kill_driver(SPARK, arguments, lambda: len(done()) == 2 and spark_tasks(target), 3600)
+    others = bulk_rows.run_driver(SPARK, arguments, lambda: len(done()) == 2 and spark_tasks(target))
     assert others, "the driver ended before it could be killed"
     bulk_rows.wait_for_the_end_of(others)
     kept = {path: path.stat().st_mtime_ns for path in done()}
-    assert not bulk_rows.kill_driver(SPARK, arguments, lambda: False, 3600)
+    bulk_rows.run_driver(SPARK, arguments)
     bulk_rows.assert_every_row_once(bulk_rows.read(target), expected)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a part that was done was written again"
 

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -51,7 +52,8 @@ def expected(table):
 
 def assert_every_row_once(scored, expected):
     """`scored`, in any order, is `expected`, bit for bit."""
-    assert scored.num_rows == expected.num_rows, "rows are missing, or there twice"
+    ids = pc.count_distinct(scored["id"]).as_py()
+    assert (scored.num_rows, ids) == (expected.num_rows, expected.num_rows), "rows are missing, or there twice"
     scored = scored.sort_by("id")
     for name in ["id", "text", *VERDICTS.names]:
         assert scored[name].equals(expected[name].cast(scored[name].type)), f"column {name} differs"
@@ -120,27 +122,23 @@ def ids_done(target):
     return [path for path in Path(f"{target}.checkpoint/ids").glob("*.parquet") if ".pending." not in path.name]
 
 
-def kill_driver(code, arguments, when, timeout):
-    """Run a program, and kill it, and it alone, as soon as `when` is true; False: it ended before."""
-    driver = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=Path(__file__).parent,
-    )
-    end = time.monotonic() + timeout
-    try:
-        while driver.poll() is None and time.monotonic() < end:
-            if when():
-                others = below(driver.pid)
-                driver.kill()
-                driver.wait()
-                return others
-            time.sleep(0.1)
-        return {}
-    finally:
-        driver.kill()
-        driver.wait()
+def run_driver(code, arguments, kill_when=lambda: False):
+    """Run a program to its end; or kill it, and it alone, as soon as `kill_when` is true, and give what it left."""
+    with tempfile.TemporaryFile("w+") as output:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)], stdout=output, stderr=output, cwd=Path(__file__).parent
+        )
+        try:
+            while driver.poll() is None:
+                if kill_when():
+                    return below(driver.pid)
+                time.sleep(0.1)
+        finally:
+            driver.kill()
+            driver.wait()
+        output.seek(0)
+        assert driver.returncode == 0, output.read()[-5000:]
+    return None
 
 
 def wait_for_the_end_of(others, timeout=60):
