@@ -141,10 +141,13 @@ fn a_cache_is_not_for_weights_that_are_read() {
 /// Where the bytes of a file are that mean something, by its header.
 fn used(header: &[u8], end: usize) -> Vec<Range<usize>> {
     let header: Value = serde_json::from_slice(header).unwrap();
-    let mut used = vec![0..end];
+    let mut used = Vec::new();
+    used.push(0..end);
+    let mut end = end;
     for piece in header["pieces"].as_array().unwrap() {
-        let start = used.last().unwrap().end.next_multiple_of(4096);
-        used.push(start..start + piece["length"].as_u64().unwrap() as usize);
+        let start = end.next_multiple_of(4096);
+        end = start + piece["length"].as_u64().unwrap() as usize;
+        used.push(start..end);
     }
     used
 }
