@@ -175,8 +175,8 @@ fn a_damaged_file_is_made_again() {
             }
             remade += usize::from(again);
         };
-        let step = (whole.len() / 150).max(1);
-        let places = (0..header).step_by(23).chain((0..whole.len()).step_by(step));
+        let step = (whole.len() / 60).max(1);
+        let places = (0..header).step_by(61).chain((0..whole.len()).step_by(step));
         for at in places.chain([whole.len() - 1]) {
             let mut bytes = whole.clone();
             bytes[at] ^= 0x10;
@@ -184,12 +184,12 @@ fn a_damaged_file_is_made_again() {
             let is_used = used.iter().any(|range| range.contains(&at));
             try_bytes(&bytes, &format!("byte {at} of {}", whole.len()), !is_used);
         }
-        for length in (0..whole.len()).step_by(whole.len() / 40).chain([0, 1, 8, 15, 16, header]) {
+        for length in (0..whole.len()).step_by(whole.len() / 16).chain([0, 1, 8, 15, 16, header]) {
             try_bytes(&whole[..length], &format!("cut to {length}"), false);
         }
         try_bytes(&[&whole[..], &[0]].concat(), "a byte more", false);
         try_bytes(&vec![0; whole.len()], "zeros", false);
-        assert!(remade > 150, "{remade}");
+        assert!(remade > 80, "{remade}");
     }
 }
 
