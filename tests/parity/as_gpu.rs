@@ -134,7 +134,7 @@ fn int8_is_the_cpus_alone() {
     let (model, backbone): (&Path, _) = (&fixture(SMALL[0]), fixture(SMALL[0]).join("backbone"));
     let mut options = options(model, &backbone);
     (options.device, options.dtype) = (DeviceChoice::CpuAsGpu, Dtype::Int8);
-    let error = Guard::open(options.clone()).map(|_| ()).unwrap_err();
+    let error = Guard::open(options.clone()).err().unwrap();
     assert_eq!(error.status(), siren::Status::Unsupported);
     assert!(error.message().contains("int8"), "{error}");
     options.device = DeviceChoice::Auto;
