@@ -492,7 +492,7 @@ typedef struct siren_open_options {
      * made, or not be trusted, the guard opens all the same, and the log says why. Not together
      * with `read_weights`. Absent: packed weights are in each process's own memory.
      */
-    siren_text packed_cache;
+    struct siren_text packed_cache;
 } siren_open_options;
 
 /**
