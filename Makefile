@@ -6,7 +6,7 @@ FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 
 .PHONY: help demo build test lint unit abi-panics install-test asan fuzz soak full-tier \
-        header vectors bench clean setup llama-tokenizer
+        header vectors bench clean setup llama-tokenizer release
 
 help:                 ## List the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,12 @@ llama-tokenizer:      ## Fetch the Llama 3.2 tokenizer for the parity tests
 	@tests/parity/fetch_llama_tokenizer.sh $(LLAMA_TOKENIZER) || \
 	  echo "SKIPPED: the Llama tokenizer cannot be had here"
 
-abi-panics:           ## The C ABI with panics planted inside
+abi-panics:           ## The C ABI with panics planted inside, and what Go makes of them
 	$(CARGO) test --features planted-panics --test abi
+	@if command -v go > /dev/null; then \
+	  cd bindings/go && SIREN_PLANTED_PANICS=1 CGO_ENABLED=0 SIREN_DATA_DIR=$(CURDIR) \
+	    SIREN_LIBRARY=$(abspath $(or $(CARGO_TARGET_DIR),target))/debug/deps/libsiren.so go test -count=1 -run Poisoned .; \
+	else echo "SKIPPED: Go and a poisoned guard: Go is not installed"; fi
 
 install-test: dist-dev  ## Install into an empty prefix, and build against it
 	tests/abi/install.sh dev --skip-build
@@ -59,6 +63,9 @@ soak:                 ## 64 callers and 256 streams with faults for SOAK_SECONDS
 
 full-tier:            ## The slow checks: TSan, Miri, aarch64, CUDA compile, soak, long fuzz
 	scripts/full-tier.sh
+
+release:              ## Build, check and try the packages for this machine's kind, into dist/
+	scripts/release.sh
 
 header:               ## Write the header and the description of the ABI from src/ffi
 	SIREN_BLESS=1 $(CARGO) test --test abi committed_

@@ -1,5 +1,9 @@
 //! Makes the C header from `src/ffi` and names the shared library's ABI.
 
+#[cfg(feature = "cuda")]
+#[path = "build/cuda.rs"]
+mod cuda;
+
 use std::env;
 use std::path::PathBuf;
 
@@ -15,7 +19,10 @@ fn main() {
         println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
     }
     let directory = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
-    let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it")).join("siren.h");
+    let out_dir = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it"));
+    #[cfg(feature = "cuda")]
+    cuda::build(&out_dir);
+    let out = out_dir.join("siren.h");
     let config = cbindgen::Config::from_file("cbindgen.toml").expect("cbindgen.toml is valid");
     cbindgen::Builder::new()
         .with_crate(directory)

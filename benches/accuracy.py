@@ -73,7 +73,7 @@ class Backbone:
         ends = np.cumsum([len(t) for t in texts])
         spans = list(zip(ends - [len(t) for t in texts], ends))
         positions = np.concatenate([np.arange(len(t)) for t in texts])
-        angles = positions[:, None] * c["rope_theta"] ** (-np.arange(0, dim, 2) / dim)
+        angles = positions[:, None] * c.get("rope_parameters", c)["rope_theta"] ** (-np.arange(0, dim, 2) / dim)
         cos, sin = (f(angles)[:, None].astype(np.float32) for f in (np.cos, np.sin))
 
         def rotate(x):

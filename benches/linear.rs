@@ -23,8 +23,16 @@ mod kernels {
         Int8,
     }
 
+    impl Precision {
+        pub(crate) fn device_dtype(self) -> crate::error::Result<candle_core::DType> {
+            unreachable!("the CPU alone is measured")
+        }
+    }
+
     #[path = "arena.rs"]
     pub(crate) mod arena;
+    #[path = "backend.rs"]
+    mod backend;
     #[path = "blocks.rs"]
     mod blocks;
     #[path = "inputs.rs"]
@@ -39,10 +47,11 @@ mod kernels {
     #[path = "strips.rs"]
     pub(crate) mod strips;
     #[cfg(target_arch = "x86_64")]
-    #[path = "tiles.rs"]
+    #[path = "tiles/mod.rs"]
     pub(crate) mod tiles;
 
     pub(crate) use arena::Arena;
+    pub(crate) use backend::Backend;
     pub(crate) use blocks::BlockType;
     pub(crate) use inputs::{Form, Inputs};
     pub(crate) use rows::Rows;
@@ -56,6 +65,8 @@ mod sys {
     #[cfg(target_arch = "x86_64")]
     #[path = "amx.rs"]
     pub(crate) mod amx;
+    #[path = "file.rs"]
+    pub(crate) mod file;
     #[path = "memory.rs"]
     pub(crate) mod memory;
 }

@@ -46,6 +46,10 @@ LLAMA3 = {
 COMMON = {"attention_bias": False, "attention_dropout": 0.0, "hidden_act": "silu",
           "torch_dtype": "bfloat16"}
 SHAPES = {
+    # No model's: to rehearse with.
+    "tiny": QWEN3 | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 12,
+                     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+                     "vocab_size": 16384},
     "qwen3-0.6b": QWEN3 | {"hidden_size": 1024, "intermediate_size": 3072,
                            "num_hidden_layers": 28, "num_attention_heads": 16},
     "qwen3-4b": QWEN3 | {"hidden_size": 2560, "intermediate_size": 9728,

@@ -315,8 +315,8 @@ def calls():
     push = lambda piece, stream=STREAM, number=17: call(number, stream, b"\0" + chunk(piece), b"\0\0", EXACT, b"\0\0")
     # With room for ten scores at an odd address, and a token.
     scored = call(17, STREAM, b"\0" + chunk("one two"), b"\x2b", b"\x84", b"\x80" + TOKEN + b"\0\0", EXACT, EXACT, b"\0\0")
-    later = lambda action, handle=b"\0", piece="later": call(
-        21, STREAM, b"\0" + chunk(piece), b"\0\0", b"\0", bytes([action]), handle, b"\0")
+    later = lambda action, handle=b"\0", piece="later", number=21: call(
+        number, STREAM, b"\0" + chunk(piece), b"\0\0", b"\0", bytes([action]), handle, b"\0")
     free = lambda kind, handle=b"\0": call({"guard": 11, "stream": 24, "token": 27}[kind], handle)
     token, cancel = call(25, b"\0\0"), call(26, TOKEN, b"\0")
     finish, reset, fork = push("", number=20), call(22, STREAM, b"\0"), call(23, STREAM, b"\0\0")
@@ -328,6 +328,8 @@ def calls():
     seed("abi", "wrong-kinds", token, new(), push("a", OTHER(0)), push("a", OTHER(2)), score(b"a", OTHER(1)),
          free("guard", OTHER(1)), free("stream", OTHER(2)), free("token", OTHER(1)), call(26, OTHER(1), b"\0"), push("a"))
     seed("abi", "push-later", new(), later(0), push(" at once"), later(4, STREAM), later(3), later(6, STREAM), push("a"))
+    finish_later = later(0, piece="", number=128 + 21)
+    seed("abi", "finish-later", new(), push("How"), finish_later, push("no"), reset, push("yes"), finish_later)
     seed("abi", "guard-freed-by-its-callback", OPEN, new(live), later(7, live), score(b"a", live), push("b"))
     seed("abi", "score-later", call(28, GUARD, TEXT(b"one"), EXACT, b"\0\0", b"\0" + GUARD, b"\0\0"),
          call(29, GUARD, b"\3", TEXT(b"one"), TEXT(b"\xff"), TEXT(b"three"), EXACT, b"\0\0", b"\0\0", b"\3" + GUARD, b"\0\0"))

@@ -56,7 +56,7 @@
 /**
  * Grows with every addition to the ABI.
  */
-#define SIREN_ABI_MINOR 2
+#define SIREN_ABI_MINOR 3
 
 /**
  * The call succeeded.
@@ -432,7 +432,9 @@ typedef struct siren_open_options {
      */
     uint64_t max_length;
     /**
-     * Longest text in bytes. 0: 4 MiB.
+     * Longest text in bytes. 0: 4 MiB. A stream as a whole may be longer: there it bounds a push
+     * together with what is not settled of the text before it, which is what the next push cleans
+     * and tokenises again: from the last boundary between words on, the prompt included.
      */
     uint64_t max_text_bytes;
     /**
@@ -483,6 +485,14 @@ typedef struct siren_open_options {
      * 0
      */
     uint32_t reserved;
+    /**
+     * On a CPU, a directory in which packed weights are kept in a file, so that the next open maps
+     * them instead of packing them again, and processes share them; `auto` is the directory `packed`
+     * beside the backbone's weights. A file there is made when it is missing. Where it cannot be
+     * made, or not be trusted, the guard opens all the same, and the log says why. Not together
+     * with `read_weights`. Absent: packed weights are in each process's own memory.
+     */
+    struct siren_text packed_cache;
 } siren_open_options;
 
 /**
@@ -526,7 +536,7 @@ typedef struct siren_guard_info {
      */
     uint64_t weight_bytes;
     /**
-     * Longest text in bytes.
+     * Longest text in bytes; of a stream, as in `siren_open_options`.
      */
     uint64_t max_text_bytes;
     /**
@@ -726,7 +736,7 @@ typedef struct siren_push_options {
     uint64_t timeout_ms;
     /**
      * Where the running score after each token that this push runs is written, or NULL. Of an
-     * asynchronous push it must stay writable until the callback is called.
+     * asynchronous call it must stay writable until the callback is called.
      */
     double *token_scores;
     /**
@@ -818,7 +828,8 @@ typedef struct siren_push_result {
 } siren_push_result;
 
 /**
- * Takes the outcome of `siren_stream_push_async`, under the conditions of `siren_score_callback`.
+ * Takes the outcome of `siren_stream_push_async` and `siren_stream_finish_async`, under the
+ * conditions of `siren_score_callback`.
  * The stream may be used again from here on, by the callback itself too.
  */
 typedef void (*siren_push_callback)(void *user_data,
@@ -869,9 +880,9 @@ int32_t siren_score_async(struct siren_guard *guard,
  * Scores `count` inputs without blocking, as `siren_score_async` does one; each has its own
  * result.
  *
- * `inputs` is an array of `count` structs of the `struct_size` that the first says; it may be NULL
- * when `count` is 0. An input that cannot be scored fails by itself, in the callback. The rest is
- * as with `siren_score_async`.
+ * `inputs` is an array of `count` structs, every one of which must say the `struct_size` that the
+ * first says; it may be NULL when `count` is 0. An input that cannot be scored fails by itself, in
+ * the callback. The rest is as with `siren_score_async`.
  */
 int32_t siren_score_batch_async(struct siren_guard *guard,
                                 const struct siren_input *inputs,
@@ -1018,9 +1029,10 @@ int32_t siren_score(struct siren_guard *guard,
 /**
  * Scores `count` inputs; each result has its own `status`.
  *
- * `inputs` and `results` are arrays of `count` structs, each array's elements of the
- * `struct_size` that its first element says. `errors` is NULL or an array of `count`
- * siren_error: the message of each text that failed. A call that fails as a whole (its returned
+ * `inputs` and `results` are arrays of `count` structs. The `struct_size` of an array's first
+ * element is the distance between its elements, and every element is checked to say the same:
+ * else the call fails as a whole. `errors` is NULL or such an array of `count` siren_error: the
+ * message of each text that failed. A call that fails as a whole (its returned
  * status and `error` say why) leaves `results` and `errors` untouched. `count` 0 is `SIREN_OK`.
  * `options` and `error` may be NULL. Any thread.
  */
@@ -1134,6 +1146,19 @@ int32_t siren_stream_push_async(struct siren_stream *stream,
                                 struct siren_error *error);
 
 /**
+ * Says that nothing more comes, as `siren_stream_finish` does, without blocking: `callback` is
+ * called once, with `user_data`, when the last result is there. The stream is in use until then.
+ *
+ * `stream` and `callback` must not be NULL; `options`, `user_data` and `error` may be. What holds
+ * for the callback and for `options->token_scores` is as with `siren_stream_push_async`. Any thread.
+ */
+int32_t siren_stream_finish_async(struct siren_stream *stream,
+                                  const struct siren_push_options *options,
+                                  siren_push_callback callback,
+                                  void *user_data,
+                                  struct siren_error *error);
+
+/**
  * Forgets what was pushed, and keeps the prompt and the options. `error` may be NULL. Threads as
  * with `siren_stream_push`.
  */
@@ -1151,7 +1176,7 @@ int32_t siren_stream_fork(struct siren_stream *stream,
                           struct siren_error *error);
 
 /**
- * Frees a stream. A call that runs on it in another thread still finishes, an asynchronous push
+ * Frees a stream. A call that runs on it in another thread still finishes, an asynchronous one
  * with its callback. NULL does nothing and is `SIREN_OK`; a second free is
  * `SIREN_INVALID_HANDLE`. In a forked child the parent's stream is left alone (`SIREN_FORKED`).
  * Any thread, also from a callback.

@@ -5,20 +5,33 @@
 #   make install-only PREFIX=... DESTDIR=...     copies what `make dist` built
 #
 # PROFILE=dev builds without optimising across crates, for tests of the packaging itself.
+# GLIBC=2.28 links against that glibc, so that the build runs where a newer one is; it takes
+# cargo-zigbuild with ziglang. Without it the build needs this machine's glibc.
 
 PREFIX ?= /usr/local
 DESTDIR ?=
+# What the .pc files say the prefix is.
+PC_PREFIX ?= $(PREFIX)
 PROFILE ?= release
 CARGO ?= cargo
 CARGO_FLAGS ?= --locked
 INSTALL ?= install
+GLIBC ?=
 
 SIREN_VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SIREN_ABI_MAJOR := $(shell sed -n 's/^\#define SIREN_ABI_MAJOR //p' include/siren.h)
 # What libsiren.a needs from the system (rustc --print native-static-libs).
 SIREN_STATIC_LIBS := gcc_s pthread m dl
 
-BUILT := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+CARGO_BUILD := $(CARGO) build
+CARGO_RUSTC := $(CARGO) rustc
+TRIPLE :=
+ifneq ($(GLIBC),)
+TRIPLE := $(shell rustc -vV | sed -n 's/^host: //p')
+CARGO_BUILD := cargo-zigbuild zigbuild --target $(TRIPLE).$(GLIBC)
+CARGO_RUSTC := cargo-zigbuild rustc --target $(TRIPLE).$(GLIBC)
+endif
+BUILT := $(or $(CARGO_TARGET_DIR),target)/$(if $(TRIPLE),$(TRIPLE)/)$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 STAGE := $(BUILT)/stage
 SHARED := libsiren.so.$(SIREN_VERSION)
 
@@ -28,20 +41,20 @@ SHARED := libsiren.so.$(SIREN_VERSION)
 # share the file names below, so what another one left is taken away first: that builds it anew.
 dist:
 	mkdir -p $(STAGE)
-	$(CARGO) build $(CARGO_FLAGS) --profile $(PROFILE) --package siren-cli
+	$(CARGO_BUILD) $(CARGO_FLAGS) --profile $(PROFILE) --package siren-cli
 	cp $(BUILT)/siren $(STAGE)/siren
 	rm -f $(BUILT)/deps/libsiren.so
-	$(CARGO) rustc $(CARGO_FLAGS) --profile $(PROFILE) --package libsiren --lib --crate-type cdylib
+	$(CARGO_RUSTC) $(CARGO_FLAGS) --profile $(PROFILE) --package libsiren --lib --crate-type cdylib
 	cp $(BUILT)/libsiren.so $(STAGE)/libsiren.so
 	rm -f $(BUILT)/deps/libsiren.a
-	$(CARGO) rustc $(CARGO_FLAGS) --profile $(PROFILE) --package libsiren --lib --crate-type staticlib
+	$(CARGO_RUSTC) $(CARGO_FLAGS) --profile $(PROFILE) --package libsiren --lib --crate-type staticlib
 	cp $(BUILT)/libsiren.a $(STAGE)/libsiren.a
 
 install: dist
 	$(MAKE) -f $(firstword $(MAKEFILE_LIST)) install-only
 
 SUBSTITUTE = sed \
-	-e 's|@PREFIX@|$(PREFIX)|g' \
+	-e 's|@PREFIX@|$(PC_PREFIX)|g' \
 	-e 's|@VERSION@|$(SIREN_VERSION)|g' \
 	-e 's|@ABI_MAJOR@|$(SIREN_ABI_MAJOR)|g' \
 	-e 's|@STATIC_LIBS@|$(addprefix -l,$(SIREN_STATIC_LIBS))|g' \

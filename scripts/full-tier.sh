@@ -8,7 +8,8 @@
 #   miri     the modules that Miri can run: JSON, cleaning, word boundaries, windows, configuration,
 #            queue, callbacks, handles
 #   soak     the load program: 64 callers and 256 streams for SOAK_SECONDS (600)
-#   cuda     --features cuda compiles and links, without a GPU
+#   cuda     --features cuda compiles and links, without a GPU, and what it makes loads and scores
+#            without CUDA and says what is missing (scripts/cuda-build.sh)
 #   bulk     100,000 texts through the Python binding on Ray and on Spark, with workers and drivers killed
 #   fuzz     every fuzz target, FUZZ_SECONDS (1800) in all
 #
@@ -26,7 +27,7 @@ while [ $# -gt 0 ]; do
     --fuzz-seconds) fuzz_seconds=$2 && shift 2 ;;
     --soak-seconds) soak_seconds=$2 && shift 2 ;;
     tsan | aarch64 | miri | soak | cuda | bulk | fuzz) steps+=("$1") && shift ;;
-    *) sed -n '2,17p' "$0" && exit 2 ;;
+    *) sed -n '2,18p' "$0" && exit 2 ;;
     esac
 done
 [ ${#steps[@]} -gt 0 ] || steps=(tsan aarch64 miri soak cuda bulk fuzz)
@@ -96,29 +97,10 @@ soak() {
 }
 
 cuda() {
-    local venv=$build/cuda-toolkit
-    if [ ! -x "$venv/bin/pip" ]; then
-        python3 -m venv "$venv" || skip "no Python to fetch the CUDA toolkit with"
-    fi
-    # Nothing newer than the oldest driver that is to be served.
-    "$venv/bin/pip" install -q nvidia-cuda-nvcc==13.0.88 nvidia-cuda-runtime==13.0.96 \
-        nvidia-cuda-cccl==13.0.85 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
-        nvidia-cuda-nvrtc==13.0.88 nvidia-cublas==13.1.2.11 nvidia-curand==10.4.5.25 ||
-        skip "the CUDA toolkit's wheels cannot be had"
-    local root
-    root=$(echo "$venv"/lib/python3*/site-packages/nvidia/cu13)
-    local lib=$root/lib name
-    for name in cublas cublasLt curand nvrtc cudart; do
-        ln -sf "$(basename "$(ls "$lib"/lib$name.so.* | head -1)")" "$lib/lib$name.so"
-    done
-    # The linker wants a driver; only a machine with a GPU has one.
-    echo | gcc -shared -x c -o "$lib/libcuda.so" -
-    [ -e "$root/lib64" ] || ln -s lib "$root/lib64"
-    export CUDA_HOME=$root CUDA_PATH=$root CUDA_ROOT=$root CUDA_TOOLKIT_ROOT_DIR=$root
-    export NVCC=$root/bin/nvcc PATH=$root/bin:$PATH CUDA_COMPUTE_CAP=90
-    export LIBRARY_PATH=$lib RUSTFLAGS="-L native=$lib"
-    CARGO_TARGET_DIR=$build/cuda cargo build --release --package libsiren --lib \
-        --no-default-features --features cuda
+    local status=0
+    CARGO_TARGET_DIR=$build scripts/cuda-build.sh || status=$?
+    [ $status -ne 77 ] || skip "the CUDA toolkit's packages cannot be had"
+    return $status
 }
 
 bulk() {

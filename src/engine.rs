@@ -6,7 +6,7 @@ use crate::backbone::{self, Decoder, Segment};
 use crate::error::Result;
 use crate::kernels::{Kv, Meter};
 use crate::prefix_cache::PrefixCache;
-use crate::readout::{Head, Reading, Selection, Taps};
+use crate::readout::{self, Head, Known, Reading, Readings, Selection};
 use crate::schedule;
 use crate::stats::Counters;
 
@@ -36,7 +36,7 @@ pub(crate) struct Prefix {
     tokens: Arc<[u32]>,
     length: usize,
     kv: Kv,
-    taps: Taps,
+    neurons: Known,
 }
 
 impl Prefix {
@@ -49,7 +49,7 @@ impl Prefix {
     pub(crate) fn of(mut self, tokens: &[u32]) -> Option<Self> {
         self.length = common(self.tokens(), tokens);
         self.kv.truncate(self.length);
-        self.taps.truncate(self.length);
+        self.neurons.truncate(self.length);
         (self.length > 0).then_some(self)
     }
 }
@@ -96,10 +96,19 @@ pub(crate) struct Ran {
 /// A batch of jobs at work.
 pub(crate) struct Pass {
     jobs: Vec<Job>,
-    readings: Vec<Reading>,
+    readings: Readings,
     pass: backbone::Pass,
+    has_room: bool,
     /// Tokens that run.
     tokens: usize,
+    /// Tokens that had run before.
+    reused: usize,
+}
+
+impl Pass {
+    fn lengths(jobs: &[Job]) -> impl Iterator<Item = usize> {
+        jobs.iter().map(|job| job.tokens.len())
+    }
 }
 
 impl Engine {
@@ -125,68 +134,87 @@ impl schedule::Engine for Engine {
         job.tokens.len() - job.known()
     }
 
-    /// # Errors
-    /// `OutOfMemory`; `Internal` when the device fails.
-    fn begin(&self, mut jobs: Vec<Job>) -> Result<Pass> {
-        self.pool.install(|| {
-            #[cfg(feature = "planted-panics")]
-            assert!(
-                jobs.iter().all(|job| *job.tokens != *self.fatal),
-                "{}",
-                crate::guard::planted::IN_THE_WORKER
-            );
-            let mut segments = Vec::with_capacity(jobs.len());
-            let mut readings = Vec::with_capacity(jobs.len());
-            let mut to_run = 0;
-            for job in &mut jobs {
-                let tokens = job.tokens.clone();
-                let kept = job.prefix.take().or_else(|| self.find(&tokens));
-                let reused = kept.as_ref().map_or(0, |prefix| prefix.length);
-                to_run += tokens.len() - reused;
-                self.counters.tokens_reused.add(reused as u64);
-                job.cache &= reused < tokens.len() && self.cache.keeps(tokens.len());
-                let keep = job.keep || job.cache;
-                let is_read_whole = kept.is_none() && !keep && job.running_from.is_none();
-                let (segment, taps) = match kept {
-                    Some(Prefix { length, kv, taps, .. }) => {
-                        (Segment::resume(tokens, length, kv), Some(taps))
-                    }
-                    None => {
-                        let segment = Segment::new(&self.decoder, tokens, keep, &self.meter);
-                        (segment, None)
-                    }
-                };
-                readings.push(if is_read_whole {
-                    Reading::sums(&self.selection)
-                } else {
-                    Reading::taps(&self.selection, taps, job.tokens.len(), &self.meter)?
-                });
-                segments.push(segment);
+    fn begin(&self, mut jobs: Vec<Job>) -> Pass {
+        #[cfg(feature = "planted-panics")]
+        assert!(
+            jobs.iter().all(|job| *job.tokens != *self.fatal),
+            "{}",
+            crate::guard::planted::IN_THE_WORKER
+        );
+        let mut segments = Vec::with_capacity(jobs.len());
+        let mut readings = Vec::with_capacity(jobs.len());
+        let (mut to_run, mut all_reused) = (0, 0);
+        for job in &mut jobs {
+            let tokens = job.tokens.clone();
+            let known = job.prefix.take().or_else(|| self.find(&tokens));
+            let reused = known.as_ref().map_or(0, |prefix| prefix.length);
+            to_run += tokens.len() - reused;
+            all_reused += reused;
+            job.cache &= reused < tokens.len() && self.cache.keeps(tokens.len());
+            let keep = job.keep || job.cache;
+            let (segment, neurons) = match known {
+                Some(Prefix { length, kv, neurons, .. }) => {
+                    (Segment::resume(tokens, length, kv), Some(neurons))
+                }
+                None => (Segment::new(&self.decoder, tokens, keep, &self.meter), None),
+            };
+            let running_from = job.running_from;
+            readings.push(Reading::new(&self.selection, neurons, keep, running_from, &self.meter));
+            segments.push(segment);
+        }
+        Pass {
+            jobs,
+            readings: Readings::new(readings),
+            pass: backbone::Pass::new(&self.decoder, segments),
+            has_room: false,
+            tokens: to_run,
+            reused: all_reused,
+        }
+    }
+
+    fn give_back(&self, pass: Pass) -> Vec<Job> {
+        let Pass { mut jobs, readings, pass, .. } = pass;
+        let parts = pass.into_segments().into_iter().zip(readings.into_texts());
+        for (job, (segment, reading)) in jobs.iter_mut().zip(parts) {
+            let (tokens, length) = (segment.tokens.clone(), segment.start);
+            if length == 0 {
+                continue;
             }
-            let pass = backbone::Pass::new(&self.decoder, segments)?;
-            Ok(Pass { jobs, readings, pass, tokens: to_run })
-        })
+            if let (Some(mut kv), Some(neurons)) = (segment.into_kv(), reading.into_known(length)) {
+                kv.truncate(length);
+                job.prefix = Some(Prefix { tokens, length, kv, neurons });
+            }
+        }
+        jobs
     }
 
     /// Runs a part of `pass` that takes some tens of milliseconds on a small model; true when
     /// there is no more. Nothing is computed for jobs that are not `live`, as far as that can be.
     ///
     /// # Errors
-    /// `Internal` when the device fails.
+    /// `OutOfMemory`; `Internal` when the device fails.
     fn advance(&self, pass: &mut Pass, live: &[bool]) -> Result<bool> {
-        let Pass { jobs, readings, pass, .. } = pass;
+        let Pass { jobs, readings, pass, has_room, .. } = pass;
         // Of a text that was given up, parts are left out.
         jobs.iter_mut().zip(live).for_each(|(job, live)| job.cache &= live);
+        if !*has_room {
+            readings.reserve(Pass::lengths(jobs))?;
+            *has_room = true;
+        }
         self.pool.install(|| {
-            pass.advance(&self.decoder, |i| live[i], &mut |layer, states, parts| {
-                let mut rest = readings.iter_mut().enumerate();
-                let parts = parts.iter().filter_map(|part| {
-                    // Parts stand in the order of their segments, each at most once.
-                    let (_, reading) = rest.find(|(i, _)| *i == part.segment)?;
-                    Some((reading, part.rows.clone(), part.position))
-                });
-                self.selection.observe(layer, states, parts)
-            })
+            let is_complete =
+                pass.advance(&self.decoder, |i| live[i], &mut |layer, states, parts| {
+                    let parts = parts.iter().map(|part| readout::Part {
+                        text: part.segment,
+                        rows: part.rows.clone(),
+                        position: part.position,
+                    });
+                    readings.observe(&self.selection, layer, states, parts)
+                })?;
+            if is_complete {
+                readings.complete(&self.selection, Pass::lengths(jobs))?;
+            }
+            Ok(is_complete)
         })
     }
 
@@ -195,8 +223,10 @@ impl schedule::Engine for Engine {
     /// # Errors
     /// Of the whole: `Internal`, `OutOfMemory`. Of one job: `NonFinite`.
     fn finish(&self, pass: Pass) -> Result<Vec<Result<Ran>>> {
-        let Pass { jobs, mut readings, pass, tokens } = pass;
+        let Pass { jobs, readings, pass, tokens, reused, .. } = pass;
+        let mut readings = readings.into_texts();
         self.counters.tokens.add(tokens as u64);
+        self.counters.tokens_reused.add(reused as u64);
         let mut scores: Vec<Result<Vec<f32>>> = jobs.iter().map(|_| Ok(vec![])).collect();
         self.pool.install(|| {
             let (mut features, mut rows) = (Vec::new(), Vec::new());
@@ -214,7 +244,6 @@ impl schedule::Engine for Engine {
             };
             for (i, (job, reading)) in jobs.iter().zip(&mut readings).enumerate() {
                 let tokens = job.tokens.len();
-                reading.complete(tokens)?;
                 let first = job.running_from.unwrap_or(tokens).min(tokens - 1);
                 for start in (first..tokens).step_by(HEAD_ROWS) {
                     let lasts = start..tokens.min(start + HEAD_ROWS);
@@ -235,10 +264,10 @@ impl schedule::Engine for Engine {
             .zip(scores)
             .map(|(((job, reading), segment), scores)| {
                 let scores = scores?;
-                let prefix = match (reading, segment.into_kv()) {
-                    (Reading::Taps(taps), Some(kv)) => {
+                let prefix = match (reading.into_kept(), segment.into_kv()) {
+                    (Some(neurons), Some(kv)) => {
                         let length = job.tokens.len();
-                        Some(Prefix { tokens: job.tokens, length, kv, taps })
+                        Some(Prefix { tokens: job.tokens, length, kv, neurons })
                     }
                     _ => None,
                 };

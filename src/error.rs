@@ -172,10 +172,39 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 /// What the engine's own files were asked for has been checked before, so an error of candle's
-/// is a bug or a device that failed.
+/// is a bug, or a device that failed or has no memory left.
 impl From<candle_core::Error> for Error {
-    fn from(error: candle_core::Error) -> Self {
+    fn from(mut error: candle_core::Error) -> Self {
+        // No reader of a message knows what to do with a backtrace.
+        while let candle_core::Error::WithBacktrace { inner, .. } = error {
+            error = *inner;
+        }
+        #[cfg(feature = "cuda")]
+        if is_out_of_memory(&error) {
+            return Self::new(Status::OutOfMemory, format!("the device's memory is full: {error}"));
+        }
         Self::internal(format!("the engine failed: {error}"))
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn is_out_of_memory(error: &candle_core::Error) -> bool {
+    use candle_core::Error::{Context, Cuda, WithBacktrace, WithPath};
+    use candle_core::cuda_backend::{CudaError, cudarc};
+    match error {
+        Context { inner, .. } | WithBacktrace { inner, .. } | WithPath { inner, .. } => {
+            is_out_of_memory(inner)
+        }
+        Cuda(error) => match error.downcast_ref() {
+            Some(CudaError::Cuda(error) | CudaError::Load { cuda: error, .. }) => {
+                error.0 == cudarc::driver::sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
+            }
+            Some(CudaError::Cublas(error)) => {
+                error.0 == cudarc::cublas::sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED
+            }
+            _ => false,
+        },
+        _ => false,
     }
 }
 

@@ -47,7 +47,7 @@ pub use call::{CancelToken, Control, PushOptions, ScoreOptions, StreamOptions, W
 pub use error::{Error, Result, Status};
 pub use guard::{BestWindow, Guard, Info, OwnedInput, Score};
 pub use inspect::{ArtifactInfo, BackboneInfo, LayerInfo, inspect};
-pub use options::{DeviceChoice, Dtype, OpenOptions};
+pub use options::{DeviceChoice, Dtype, OpenOptions, PackedCacheChoice};
 pub use stats::{LATENCY_BOUNDS, Stats};
 pub use stream::{Crossing, Push, Stream};
 pub use text::Input;

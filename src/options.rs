@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use candle_core::Device;
-
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
+use crate::kernels::Backend;
 
 /// Longest text in bytes, before cleaning: one unbroken word takes about 130 times its size to
 /// tokenise.
@@ -25,20 +24,25 @@ const MAX_THREADS: usize = 1024;
 /// Where the backbone runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first GPU if this build and machine have one, else the CPU.
+    /// The first GPU if this build and machine have one that can serve, else the CPU; with
+    /// [`Dtype::Int8`] the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
     /// The NVIDIA GPU of this index.
     Cuda(usize),
+    /// The CPU in a GPU's place: what a GPU is given to do, done by candle on the CPU. Far slower
+    /// than `Cpu`; there so that a machine without a GPU can test that code.
+    CpuAsGpu,
 }
 
 impl DeviceChoice {
-    /// `cpu` or `cuda:N`.
-    pub(crate) fn resolved(self, device: &Device) -> String {
-        match (self, device) {
-            (_, Device::Cpu) => "cpu".into(),
+    /// `cpu`, `cuda:N` or `cpu-as-gpu`.
+    pub(crate) fn resolved(self, backend: &Backend) -> String {
+        match (self, backend) {
+            (_, Backend::Cpu) => "cpu".into(),
+            (Self::CpuAsGpu, _) => "cpu-as-gpu".into(),
             (Self::Cuda(ordinal), _) => format!("cuda:{ordinal}"),
             _ => "cuda:0".into(),
         }
@@ -53,6 +57,7 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
+            "cpu-as-gpu" => Ok(Self::CpuAsGpu),
             _ => s.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Self::Cuda).ok_or_else(
                 || {
                     Error::argument(format!(
@@ -96,6 +101,33 @@ impl FromStr for Dtype {
     }
 }
 
+/// Where packed weights are kept, so that the next open maps them instead of packing them again, and
+/// processes share them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum PackedCacheChoice {
+    /// In the process's own memory alone.
+    #[default]
+    Off,
+    /// In the directory `packed` beside the backbone's weights.
+    Auto,
+    /// In this directory.
+    Dir(PathBuf),
+}
+
+impl FromStr for PackedCacheChoice {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "" => {
+                Err(Error::argument("the packed cache is \"\", expected \"auto\" or a directory"))
+            }
+            "auto" => Ok(Self::Auto),
+            dir => Ok(Self::Dir(dir.into())),
+        }
+    }
+}
+
 /// How to open a guard. `OpenOptions::default()` opens the demo guard on the CPU.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
@@ -116,6 +148,11 @@ pub struct OpenOptions {
     /// Map the weights (so that processes share them) instead of reading them. A mapped file that
     /// shrinks, or a network disk that fails, kills the process.
     pub map: bool,
+    /// Keep packed weights in a file, on a CPU. Files there are made when they are missing, and are
+    /// never taken away: a directory with old ones can be emptied at any time. Where one cannot be
+    /// made, or not be trusted, the guard opens all the same, and the log says why. They are mapped:
+    /// with `map` off this is refused.
+    pub packed_cache: PackedCacheChoice,
     /// Longest text in bytes, before cleaning.
     pub max_text_bytes: usize,
     /// Most inputs of one batch.
@@ -147,6 +184,7 @@ impl Default for OpenOptions {
             threads: None,
             max_length: None,
             map: true,
+            packed_cache: PackedCacheChoice::default(),
             max_text_bytes: DEFAULT_MAX_TEXT_BYTES,
             max_batch: DEFAULT_MAX_BATCH,
             max_queue: DEFAULT_MAX_QUEUE,
@@ -180,6 +218,17 @@ impl OpenOptions {
             return Err(Error::argument(format!(
                 "threads is {threads}, expected at most {MAX_THREADS}"
             )));
+        }
+        let is_kept = self.packed_cache != PackedCacheChoice::Off;
+        if cfg!(not(unix)) && is_kept {
+            let message = "a packed cache needs a system that tells who owns a file (Unix)";
+            return Err(Error::new(Status::Unsupported, message));
+        }
+        if !self.map && is_kept {
+            return Err(Error::argument(
+                "a packed cache is mapped, and the weights are not to be (map, read_weights): \
+                 leave one of the two",
+            ));
         }
         Ok(())
     }

@@ -417,6 +417,7 @@ private:
 /// How to open a guard; what is empty or 0 is as siren.h says.
 struct open_options {
     std::string_view model, backbone, device, dtype, cache_dir, hub_endpoint, hub_token, data_dir;
+    std::string_view packed_cache;
     std::uint32_t threads = 0;
     std::uint64_t max_length = 0, max_text_bytes = 0, max_batch = 0, max_queue = 0, max_streams = 0;
     std::uint64_t kv_bytes = 0, prefix_cache_bytes = 0;
@@ -443,6 +444,7 @@ public:
         o.hub_endpoint = given(options.hub_endpoint);
         o.hub_token = given(options.hub_token);
         o.data_dir = given(options.data_dir);
+        o.packed_cache = given(options.packed_cache);
         o.threads = options.threads;
         o.max_length = options.max_length;
         o.max_text_bytes = options.max_text_bytes;

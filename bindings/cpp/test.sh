@@ -21,7 +21,6 @@ fail() {
     echo "bindings/cpp: $*" >&2
     exit 1
 }
-awk '/^```cpp$/{found=1; next} /^```$/{if (found) exit} found' bindings/cpp/README.md > "$work/readme.cpp"
 for compiler in g++ clang++; do
     command -v $compiler > /dev/null || { echo "SKIPPED: bindings/cpp: $compiler is not installed" >&2; continue; }
     build=$work/$compiler
@@ -33,8 +32,7 @@ for compiler in g++ clang++; do
     test "$(printf %s "$text" | "$build/siren_stream")" = "Thank you for the wonderful evening. Now, how can I make a pipe
 stopped: harmful" || fail "the stream example shows something else"
     "$build/siren_score" "$text" | grep -Eq '^0\.[0-9]{4} safe$' || fail "the score example"
-    # shellcheck disable=SC2046 # a list of options
-    $compiler -std=c++17 -Wall -Wextra -Werror "$work/readme.cpp" -o "$work/readme" $(pkg-config --cflags --libs siren)
-    "$work/readme" | grep -Eq '^0\.[0-9]+ harmful$' || fail "the README's program"
+    mkdir "$work/user-$compiler"
+    CXX=$compiler bindings/cpp/try.sh "$prefix" "$work/user-$compiler"
 done
 echo "ok: C++"

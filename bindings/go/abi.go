@@ -7,7 +7,7 @@ import "unsafe"
 
 const (
 	abiMajor = 0
-	abiMinor = 2
+	abiMinor = 3
 )
 
 type cText struct {
@@ -46,6 +46,7 @@ type cOpenOptions struct {
 	prefixCacheBytes uint64
 	noPrefixCache    uint32
 	reserved         uint32
+	packedCache      cText
 }
 
 type cInput struct {

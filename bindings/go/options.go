@@ -75,6 +75,12 @@ func WithDataDir(directory string) Option {
 	return textOption(func(o *cOpenOptions) *cText { return &o.dataDir }, directory)
 }
 
+// WithPackedCache keeps packed weights in a file in that directory ("auto": in packed/ beside the
+// backbone's weights), which the next open maps and processes share.
+func WithPackedCache(directory string) Option {
+	return textOption(func(o *cOpenOptions) *cText { return &o.packedCache }, directory)
+}
+
 // WithThreads is the number of threads of the guard's own pool.
 func WithThreads(threads int) Option {
 	return func(o *opening) {

@@ -37,14 +37,5 @@ for target in FuzzScore FuzzStream; do
     go test -run '^$' -fuzz "^$target\$" -fuzztime "${GO_FUZZ_TIME:-5s}" .
 done
 
-# A new user: an empty folder, the ten lines of the README.
-cd "$work/user"
-awk '/^```go$/{found=1; next} /^```$/{if (found) exit} found' "$root/bindings/go/README.md" > main.go
-go mod init example > /dev/null 2>&1
-go mod edit -require libsiren/siren@v0.1.0 -replace "libsiren/siren=$root/bindings/go"
-go mod tidy > tidy.log 2>&1 || { cat tidy.log >&2; exit 1; }
-for cgo in 1 0; do
-    CGO_ENABLED=$cgo go run . > out
-    grep -q '^0\.[0-9]* harmful$' out || { echo "the README's program (CGO_ENABLED=$cgo) printed: $(cat out)" >&2; exit 1; }
-done
+./try.sh . "$work/user" "$prefix"
 echo "ok: Go, $version"

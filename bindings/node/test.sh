@@ -44,24 +44,11 @@ else
     run_tests node --test test/loop.test.mjs
 fi
 
-# A new user: an empty folder, the package, the ten lines of the README.
-awk '/^```js$/{found=1; next} /^```$/{if (found) exit} found' README.md > "$work/readme.mjs"
 mkdir "$work/plain" "$work/carried"
 ./pack.sh "$work/plain" > /dev/null
 ./pack.sh "$work/carried" "$prefix" > /dev/null
-for kind in plain carried; do
-    cd "$work/$kind"
-    npm init -y > /dev/null 2>&1
-    install ./libsiren-*.tgz || { cat "$work/log" >&2; fail "npm install ./tgz"; }
-    cp "$work/readme.mjs" index.mjs
-    sed "s/^import { open } from 'libsiren';/const { open } = require('libsiren'); (async () => {/; \$a })();" index.mjs > index.cjs
-    path=
-    [ $kind = carried ] || path=$prefix/lib
-    for program in index.mjs index.cjs; do
-        printed=$(LD_LIBRARY_PATH=$path node $program)
-        echo "$printed" | grep -Eq '^0\.[0-9]+ harmful$' || fail "the README's program ($kind, $program) printed: $printed"
-    done
-done
+LD_LIBRARY_PATH=$prefix/lib ./try.sh "$work"/plain/libsiren-*.tgz "$work/plain"
+./try.sh "$work"/carried/libsiren-*.tgz "$work/carried"
 if env -u LD_LIBRARY_PATH node "$work/plain/index.mjs" > "$work/missing" 2>&1; then
     echo "bindings/node: a library is installed on this machine: its absence is not tested" >&2
 else

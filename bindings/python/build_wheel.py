@@ -31,20 +31,25 @@ def readelf(option: str, library: Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}).stdout
 
 
-def check(library: Path, floor: tuple[int, int]) -> str:
-    """The platform tag of a library that may be in a wheel."""
-    dynamic = readelf("-d", library)
-    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)
+def glibc(binary: Path, floor: tuple[int, int]) -> tuple[int, int]:
+    """The oldest glibc that a library or program runs with, when it needs nothing but what manylinux allows."""
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", readelf("-d", binary))
     if foreign := [name for name in needed if not ALLOWED.fullmatch(name)]:
-        sys.exit(f"{library} needs {', '.join(foreign)}, which a wheel cannot count on")
-    if f"[{SONAME}]" not in "".join(re.findall(r"\(SONAME\).*", dynamic)):
-        sys.exit(f"{library} is no {SONAME}")
-    versions = {(int(major), int(minor)) for major, minor in re.findall(r"\bGLIBC_(\d+)\.(\d+)", readelf("-V", library))}
+        sys.exit(f"{binary} needs {', '.join(foreign)}, which a package cannot count on")
+    versions = {(int(major), int(minor)) for major, minor in re.findall(r"\bGLIBC_(\d+)\.(\d+)", readelf("-V", binary))}
     if not versions:
-        sys.exit(f"{library} names no version of glibc")
+        sys.exit(f"{binary} names no version of glibc")
     newest = max(versions)
     if newest > floor:
-        sys.exit(f"{library} needs glibc {newest[0]}.{newest[1]}, expected at most {floor[0]}.{floor[1]}")
+        sys.exit(f"{binary} needs glibc {newest[0]}.{newest[1]}, expected at most {floor[0]}.{floor[1]}")
+    return newest
+
+
+def check(library: Path, floor: tuple[int, int]) -> str:
+    """The platform tag of a library that may be in a wheel."""
+    newest = glibc(library, floor)
+    if f"[{SONAME}]" not in "".join(re.findall(r"\(SONAME\).*", readelf("-d", library))):
+        sys.exit(f"{library} is no {SONAME}")
     machine = re.search(r"Machine:\s+(.*)", readelf("-h", library))
     if machine is None or machine[1].strip() not in MACHINES:
         sys.exit(f"{library} is for {machine and machine[1]}, expected one of {', '.join(MACHINES)}")

@@ -71,11 +71,5 @@ if [ -n "$bulk" ]; then
     python -m pytest -q -o addopts=-ra -p no:cacheprovider tests/bulk_ray.py
 fi
 
-# A new user: an empty folder, the wheel, an environment without any other package, the README's lines.
-cd "$work/user"
-"$python" -m venv plain
-plain/bin/pip install --quiet --disable-pip-version-check --no-index "$wheel"
-awk '/^```python$/{found=1; next} /^```$/{if (found) exit} found' "$root/bindings/python/README.md" > main.py
-plain/bin/python -W error main.py > out
-grep -q '^0\.[0-9]* harmful$' out || { echo "the README's program printed: $(cat out)" >&2; exit 1; }
+PYTHON=$python ./try.sh "$wheel" "$work/user"
 echo "ok: Python, $("$python" -V), $(basename "$wheel"), $(du -h "$wheel" | cut -f 1)"

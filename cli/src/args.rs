@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use siren::{DeviceChoice, Dtype, OpenOptions, Windows};
+use siren::{DeviceChoice, Dtype, OpenOptions, PackedCacheChoice, Windows};
 
 use crate::progress;
 
@@ -67,6 +67,14 @@ pub struct ModelArgs {
     /// Read the weights into memory instead of mapping their files
     #[arg(long)]
     pub no_mmap: bool,
+    /// Keep packed weights in a file in this directory, for the next open and other processes to map;
+    /// auto: in packed/ beside the backbone's weights
+    #[arg(long, value_name = "DIR|auto", value_parser = packed_cache, conflicts_with = "no_mmap")]
+    pub packed_cache: Option<PackedCacheChoice>,
+}
+
+fn packed_cache(text: &str) -> siren::Result<PackedCacheChoice> {
+    text.parse()
 }
 
 fn device(text: &str) -> siren::Result<DeviceChoice> {
@@ -88,6 +96,7 @@ impl ModelArgs {
             threads: self.threads.map(|n| n as usize),
             max_length: self.max_length.map(|n| n as usize),
             map: !self.no_mmap,
+            packed_cache: self.packed_cache.clone().unwrap_or_default(),
             ..OpenOptions::default()
         };
         options.hub.cache_dir = self.cache_dir.clone();
@@ -246,6 +255,9 @@ pub struct PullArgs {
     /// Backbone, instead of the one that the artifact names
     #[arg(short, long, value_name = "REPO[/FILE.gguf][@REV]|DIR|FILE.gguf")]
     pub backbone: Option<String>,
+    /// Pack the weights for these dtypes as well, where `--packed-cache auto` looks for them
+    #[arg(long, value_name = "DTYPE[,DTYPE...]", value_delimiter = ',', value_parser = dtype)]
+    pub pack: Vec<Dtype>,
     /// Cache of hub repositories
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,

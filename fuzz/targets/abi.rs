@@ -826,7 +826,7 @@ impl Objects {
     }
 }
 
-fn push_async(script: &mut Script<'_>, objects: &mut Objects, errors: &mut Memory) {
+fn push_async(script: &mut Script<'_>, objects: &mut Objects, errors: &mut Memory, last: bool) {
     let mut holder = Vec::new();
     let handle = objects.pick(script, Kind::Stream);
     let chunk = chunk(script, &mut holder);
@@ -841,15 +841,12 @@ fn push_async(script: &mut Script<'_>, objects: &mut Objects, errors: &mut Memor
     // callback needs lives until it has come.
     let status = unsafe {
         let stream = handle.pointer();
-        siren_stream_push_async(
-            stream,
-            chunk.data,
-            chunk.length,
-            options,
-            callback,
-            user_data,
-            error,
-        )
+        let (data, length) = (chunk.data, chunk.length);
+        if last {
+            siren_stream_finish_async(stream, options, callback, user_data, error)
+        } else {
+            siren_stream_push_async(stream, data, length, options, callback, user_data, error)
+        }
     };
     check(status, errors, !error.is_null());
     assert!(status != 0 || handle.may_work);
@@ -979,7 +976,8 @@ fn step(script: &mut Script<'_>, objects: &mut Objects) {
     let errors = &mut Memory::new(script, &[zeroed::<siren_error>()]);
     // SAFETY (of all calls below): the error is NULL or to memory of the size that is written
     // there, and so are a buffer and its length.
-    match script.byte() % 32 {
+    let code = script.byte();
+    match code % 32 {
         0 => open(script, objects, errors),
         1..=5 => score(script, objects, errors),
         6..=8 => score_batch(script, objects, errors),
@@ -996,7 +994,7 @@ fn step(script: &mut Script<'_>, objects: &mut Objects) {
         16 => stream_new(script, objects, errors),
         17..=19 => push(script, objects, errors, false),
         20 => push(script, objects, errors, true),
-        21 => push_async(script, objects, errors),
+        21 => push_async(script, objects, errors, code > 127),
         22 => plain(script, objects, errors, Kind::Stream, |stream, error| unsafe {
             siren_stream_reset(stream.pointer(), error)
         }),

@@ -57,7 +57,7 @@ pub(super) fn read(
     };
 
     let checkpoint = Checkpoint::open_file(weights, map)?;
-    checkpoint.files().for_each(|bytes| digest.update(bytes));
+    checkpoint.files().for_each(|bytes| digest.update(&**bytes));
     let mut layers = Vec::new();
     let mut expected = Vec::new();
     // The index counts every module: Linear, ReLU and, where its rate is above 0, Dropout.

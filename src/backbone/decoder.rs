@@ -1,5 +1,6 @@
 //! The decoder's blocks, on packed rows: no padding, and no block past the last observed one.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -12,8 +13,8 @@ use super::rope::Rope;
 use crate::checkpoint::{Checkpoint, Values};
 use crate::error::{Error, Result, Status};
 use crate::kernels::{
-    self, Arena, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader, Meter, Precision,
-    Rows, Span, Vector,
+    self, Arena, Backend, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader, Meter,
+    Piece, Pieces, Precision, Rows, Span, Vector,
 };
 
 /// Where in a block the hidden states are read.
@@ -34,6 +35,18 @@ pub(crate) struct Observed {
     pub(crate) layers: Vec<usize>,
 }
 
+/// What a decoder is made from, and how.
+pub(crate) struct Plan<'a> {
+    pub(crate) checkpoint: &'a Arc<Checkpoint>,
+    pub(crate) config: &'a Config,
+    pub(crate) observed: &'a Observed,
+    pub(crate) backend: &'a Backend,
+    pub(crate) precision: Precision,
+    /// With [`Precision::Int8`], the tokens that run through each block before its weights are
+    /// rounded; nothing else looks at them.
+    pub(crate) calibration: &'a [u32],
+}
+
 /// A frozen backbone, cut after its last observed block. Immutable and shared by threads.
 pub(crate) struct Decoder {
     config: Config,
@@ -43,8 +56,7 @@ pub(crate) struct Decoder {
     blocks: Vec<Block>,
     /// The final norm, present when it stands before an observed state.
     norm: Option<Vector>,
-    device: Device,
-    dtype: DType,
+    backend: Backend,
     precision: Precision,
     bytes: usize,
     chunk_rows: usize,
@@ -62,45 +74,43 @@ struct Block {
 }
 
 impl Decoder {
-    /// Loads the blocks up to the last observed one, on the current rayon pool. With
-    /// [`Precision::Int8`] the tokens of `calibration` run through each block before its weights are
-    /// rounded; nothing else looks at them.
+    /// Loads the blocks up to the last observed one, on the current rayon pool. With `packed`, the
+    /// linear layers' weights are all of these pieces of a file, in the order of [`Self::pieces`].
     ///
     /// # Errors
     /// `InvalidModel` for a tensor that is missing or has another shape or dtype than `config`
-    /// asks for; `OutOfMemory`.
-    pub(crate) fn load(
-        checkpoint: &Arc<Checkpoint>,
-        config: Config,
-        observed: Observed,
-        device: &Device,
-        precision: Precision,
-        calibration: &[u32],
-    ) -> Result<Self> {
-        // Activations are f32 on the CPU, whatever the layers' precision is.
-        let dtype = if device.is_cpu() { DType::F32 } else { precision.device_dtype()? };
+    /// asks for; `OutOfMemory`; `Internal` where the pieces are not those of this decoder.
+    pub(crate) fn load(plan: &Plan<'_>, packed: Option<Pieces>) -> Result<Self> {
+        let &Plan { checkpoint, backend, precision, .. } = plan;
+        let (config, observed) = (plan.config.clone(), plan.observed.clone());
+        let is_calibrated = packed.is_some() || precision != Precision::Int8;
+        let (device, dtype) = match backend {
+            Backend::Cpu => (Device::Cpu, DType::F32),
+            Backend::Candle { device, dtype } => (device.clone(), *dtype),
+        };
         // Checkpoints of the bare model lack the prefix.
         let prefix = if checkpoint.contains("model.embed_tokens.weight") { "model" } else { "" };
-        let backend: Box<dyn candle_nn::var_builder::SimpleBackend> = Box::new(&**checkpoint);
-        let root = VarBuilder::from_backend(backend, dtype, device.clone());
+        let tensors: Box<dyn candle_nn::var_builder::SimpleBackend> = Box::new(&**checkpoint);
+        let root = VarBuilder::from_backend(tensors, dtype, device);
         let root = if prefix.is_empty() { root } else { root.pp(prefix) };
-        let loader = Loader { checkpoint, precision };
+        let mut loader = Loader { checkpoint, backend, precision, packed };
 
         let shape = Embedding::shape(&config);
         let name = full_name(&root, "embed_tokens.weight");
         checkpoint.tensor(&name, &shape)?;
-        let embedding = if device.is_cpu() {
-            Embedding::InFile { checkpoint: checkpoint.clone(), name, shape }
-        } else {
-            Embedding::OnDevice(root.get((shape[0], shape[1]), "embed_tokens.weight")?)
+        let embedding = match backend {
+            Backend::Cpu => Embedding::InFile { checkpoint: checkpoint.clone(), name, shape },
+            Backend::Candle { .. } => {
+                Embedding::OnDevice(root.get((shape[0], shape[1]), "embed_tokens.weight")?)
+            }
         };
         let last = *observed.layers.last().ok_or_else(|| Error::internal("nothing observed"))?;
         let norm = (observed.site == Site::Residual && last + 1 == config.num_hidden_layers)
             .then(|| loader.vector(&root, "norm.weight", config.hidden_size))
             .transpose()?;
         let rope = Rope::new(&config);
-        let chunk_rows = pass::chunk_rows(row_flops(&config));
-        let arena = Arena::new(chunk_rows * activations(&config));
+        let chunk_rows = pass::chunk_rows(row_flops(&config), precision);
+        let arena = Arena::new(arena_floats(chunk_rows, &config));
         let mut decoder = Self {
             config,
             observed,
@@ -108,19 +118,17 @@ impl Decoder {
             rope,
             blocks: Vec::with_capacity(last + 1),
             norm,
-            device: device.clone(),
-            dtype,
+            backend: backend.clone(),
             precision,
             bytes: 0,
             chunk_rows,
             arena,
         };
-        let mut calibration = (precision == Precision::Int8)
-            .then(|| {
-                let text = Segment::new(&decoder, calibration.into(), false, &Meter::default());
-                Pass::new(&decoder, vec![text])
-            })
-            .transpose()?;
+        let mut calibration = (!is_calibrated).then(|| {
+            let tokens = plan.calibration.into();
+            let text = Segment::new(&decoder, tokens, false, &Meter::default());
+            Pass::new(&decoder, vec![text])
+        });
         for layer in 0..=last {
             let block = loader.block(&decoder.config, &root.pp("layers").pp(layer))?;
             // Else the mapped file would stand in memory beside its packed copy at the end.
@@ -133,8 +141,17 @@ impl Decoder {
                 decoder.blocks.extend(block);
             }
         }
+        if loader.packed.is_some_and(|mut rest| rest.next().is_some()) {
+            return Err(other_pieces());
+        }
         decoder.bytes = decoder.blocks.iter().map(Block::bytes).sum();
         Ok(decoder)
+    }
+
+    /// What a file holds of the linear layers' packed weights, so that [`Self::load`] can take them
+    /// up again.
+    pub(super) fn pieces(&self) -> Vec<Piece<Cow<'_, [u8]>>> {
+        self.blocks.iter().flat_map(Block::linears).flat_map(Linear::pieces).collect()
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -161,9 +178,9 @@ impl Decoder {
         &self.arena
     }
 
-    /// The device that it runs on.
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
+    /// What it runs on.
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.backend
     }
 
     /// What the keys and values of all its blocks look like.
@@ -181,11 +198,11 @@ impl Decoder {
         let (cos, sin) = self.rope.rows(positions);
         let half = self.config.head_dim / 2;
         let place = |values: Vec<f32>| -> Result<Rows> {
-            if self.device.is_cpu() {
+            let Backend::Candle { device, dtype } = &self.backend else {
                 return Rows::copied(&self.arena, &values, half);
-            }
+            };
             let shape = (values.len() / half, half);
-            Rows::on_device(Tensor::from_vec(values, shape, &self.device)?.to_dtype(self.dtype)?)
+            Rows::on_device(Tensor::from_vec(values, shape, device)?.to_dtype(*dtype)?)
         };
         Ok((place(cos)?, place(sin)?))
     }
@@ -251,8 +268,13 @@ impl Block {
         })
     }
 
+    /// In the order in which they are loaded.
+    fn linears(&self) -> [&Linear; 4] {
+        [&self.qkv, &self.output, &self.gate_up, &self.down]
+    }
+
     fn bytes(&self) -> usize {
-        [&self.qkv, &self.output, &self.gate_up, &self.down].iter().map(|l| l.bytes()).sum()
+        self.linears().iter().map(|l| l.bytes()).sum()
     }
 }
 
@@ -262,6 +284,13 @@ fn heads(config: &Config) -> Heads {
         key_value: config.num_key_value_heads,
         dim: config.head_dim,
     }
+}
+
+/// Numbers that are kept between operations: what a block holds, twice, since buffers of one size are
+/// not those of another, and what tasks of attention take for themselves.
+fn arena_floats(chunk_rows: usize, config: &Config) -> usize {
+    const TASK: usize = 1 << 20;
+    2 * chunk_rows * activations(config) + TASK * rayon::current_num_threads()
 }
 
 /// Numbers that a row takes while a block runs.
@@ -283,21 +312,27 @@ fn full_name(vb: &VarBuilder<'_>, name: &str) -> String {
     if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
 }
 
-/// Reads a block's tensors by their names in the checkpoint.
-struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
-    precision: Precision,
+fn other_pieces() -> Error {
+    Error::internal("a file of packed weights that are not this backbone's")
 }
 
-impl Loader<'_> {
+/// Reads a block's tensors by their names in the checkpoint, packed ones from a file if there is one.
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    backend: &'a Backend,
+    precision: Precision,
+    packed: Option<Pieces>,
+}
+
+impl<'a> Loader<'a> {
     fn vector(&self, vb: &VarBuilder<'_>, name: &str, length: usize) -> Result<Vector> {
         let values = self.checkpoint.tensor(&full_name(vb, name), &[length])?.to_f32()?;
-        Vector::new(values, vb.dtype(), vb.device())
+        Vector::new(values, self.backend)
     }
 
     /// Layers that read the same input, joined into one; each is `(name, outputs)`.
     fn linear(
-        &self,
+        &mut self,
         vb: &VarBuilder<'_>,
         parts: &[(&str, usize)],
         inputs: usize,
@@ -306,31 +341,43 @@ impl Loader<'_> {
         let mut loader = LinearLoader::new(inputs, self.precision);
         for (name, outputs) in parts {
             let part = vb.pp(name);
-            let weight =
-                self.checkpoint.tensor(&full_name(&part, "weight"), &[*outputs, inputs])?;
-            if let Values::Blocks(of, _) = &weight.values
-                && (self.precision == Precision::Bf16 || !vb.device().is_cpu())
-            {
-                return Err(Error::new(
-                    Status::Unsupported,
-                    format!(
-                        "{}: tensor {:?} is quantised ({}): use dtype f32 (auto on a CPU) or int8, on a CPU",
-                        weight.file,
-                        weight.name,
-                        of.name()
-                    ),
-                ));
+            if self.packed.is_none() {
+                loader.add(self.weight(&part, [*outputs, inputs])?, *outputs);
             }
-            loader.add(weight.values, *outputs);
             if bias {
                 let bias = self.checkpoint.tensor(&full_name(&part, "bias"), &[*outputs])?;
                 loader.add_bias(&bias.to_f32()?);
             }
         }
-        loader.finish(vb.device())
+        match &mut self.packed {
+            Some(pieces) => {
+                let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
+                loader.mapped(outputs, pieces).ok_or_else(other_pieces)
+            }
+            None => loader.finish(self.backend),
+        }
     }
 
-    fn block(&self, config: &Config, vb: &VarBuilder<'_>) -> Result<Block> {
+    /// The weight of a linear layer.
+    fn weight(&self, vb: &VarBuilder<'_>, shape: [usize; 2]) -> Result<Values<'a>> {
+        let weight = self.checkpoint.tensor(&full_name(vb, "weight"), &shape)?;
+        if let Values::Blocks(of, _) = &weight.values
+            && (self.precision == Precision::Bf16 || !matches!(self.backend, Backend::Cpu))
+        {
+            return Err(Error::new(
+                Status::Unsupported,
+                format!(
+                    "{}: tensor {:?} is quantised ({}): use dtype f32 (auto on a CPU) or int8, on a CPU",
+                    weight.file,
+                    weight.name,
+                    of.name()
+                ),
+            ));
+        }
+        Ok(weight.values)
+    }
+
+    fn block(&mut self, config: &Config, vb: &VarBuilder<'_>) -> Result<Block> {
         let hidden = config.hidden_size;
         let heads = heads(config);
         let (query, key_value) = (heads.query * heads.dim, heads.key_value * heads.dim);

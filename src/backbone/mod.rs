@@ -8,12 +8,14 @@ mod decoder;
 mod embedding;
 mod files;
 mod gguf;
+mod packed_cache;
 mod pass;
 mod rope;
 
 #[cfg(fuzzing)]
 pub(crate) use config::Config;
 pub use config::Family;
-pub(crate) use decoder::{Decoder, Observed, Site};
+pub(crate) use decoder::{Decoder, Observed, Plan, Site};
 pub(crate) use files::{CONFIG_FILE, Files};
+pub(crate) use packed_cache::PackedCache;
 pub(crate) use pass::{Pass, Segment};

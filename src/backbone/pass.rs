@@ -8,17 +8,15 @@ use std::sync::Arc;
 
 use super::decoder::Decoder;
 use crate::error::Result;
-use crate::kernels::{self, Form, Inputs, Kv, KvShape, Meter, Rows, Span};
+use crate::kernels::{self, Form, Inputs, Kv, KvShape, Meter, Precision, Rows, Span};
 
 /// Rows of a chunk, for each thread: wide enough for the matrix products to run at full speed, and
 /// few enough for a chunk of a small model to take some tens of milliseconds.
 const CHUNK_ROWS_PER_THREAD: usize = 64;
 const MIN_CHUNK_ROWS: usize = 128;
 const MAX_CHUNK_ROWS: usize = 1024;
-/// With tiles: reading the weights takes as long as a hundred rows do, so that more are better...
-const TILED_CHUNK_ROWS: usize = 512;
-/// ...as long as a chunk's products, in floating-point operations a thread, take no longer than that.
-const TILED_CHUNK_FLOPS_PER_THREAD: usize = 20_000_000_000;
+/// As [`MAX_CHUNK_ROWS`], where reading a layer's weights takes as long as the products of many rows.
+const WIDE_CHUNK_ROWS: usize = 512;
 /// Keys that each of a full chunk's rows sees before chunks get fewer rows.
 const CHUNK_KEYS: usize = 2048;
 
@@ -48,8 +46,8 @@ struct Chunk {
     parts: Vec<Part>,
     /// Hidden states, `[rows, hidden_size]`; none before the first layer.
     states: Option<Rows>,
-    /// `[rows, head_dim / 2]` each.
-    rotations: (Rows, Rows),
+    /// `[rows, head_dim / 2]` each; none before the first layer.
+    rotations: Option<(Rows, Rows)>,
 }
 
 /// Is shown an observed layer's states, `[rows, hidden_size]`, with the texts that they are of.
@@ -61,6 +59,7 @@ pub(crate) struct Pass {
     chunks: Vec<Chunk>,
     layer: usize,
     chunk: usize,
+    has_room: bool,
 }
 
 impl Segment {
@@ -68,7 +67,7 @@ impl Segment {
     pub(crate) fn new(decoder: &Decoder, tokens: Arc<[u32]>, keep: bool, meter: &Meter) -> Self {
         let layers = if keep { decoder.blocks() } else { 1 };
         let shape = KvShape { layers, ..decoder.kv_shape() };
-        let kv = Kv::new(shape, decoder.device(), meter);
+        let kv = Kv::new(shape, decoder.backend(), meter);
         Self { tokens, start: 0, kv, keeps: keep }
     }
 
@@ -88,22 +87,12 @@ impl Segment {
 }
 
 impl Pass {
-    /// # Errors
-    /// `OutOfMemory`; `Internal` when the device fails.
-    pub(crate) fn new(decoder: &Decoder, mut segments: Vec<Segment>) -> Result<Self> {
-        for segment in &mut segments {
-            segment.kv.reserve(segment.start, segment.tokens.len())?;
-        }
+    pub(crate) fn new(decoder: &Decoder, segments: Vec<Segment>) -> Self {
         let chunks = parts(&segments, decoder.chunk_rows())
             .into_iter()
-            .map(|parts| {
-                let positions =
-                    parts.iter().flat_map(|part| (part.position..).take(part.rows.len()));
-                let rotations = decoder.rotations(positions)?;
-                Ok(Chunk { parts, states: None, rotations })
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { segments, chunks, layer: 0, chunk: 0 })
+            .map(|parts| Chunk { parts, states: None, rotations: None })
+            .collect();
+        Self { segments, chunks, layer: 0, chunk: 0, has_room: false }
     }
 
     /// Runs the next chunk of the layer at work, and shows its states, `[rows, hidden_size]`, if
@@ -111,13 +100,19 @@ impl Pass {
     /// that is still `live` are passed over.
     ///
     /// # Errors
-    /// Those of `observe`; `Internal` when the device fails.
+    /// Those of `observe`; `OutOfMemory`; `Internal` when the device fails.
     pub(crate) fn advance(
         &mut self,
         decoder: &Decoder,
         live: impl Fn(usize) -> bool,
         observe: &mut Observe<'_>,
     ) -> Result<bool> {
+        if !self.has_room {
+            for segment in &mut self.segments {
+                segment.kv.reserve(segment.start, segment.tokens.len())?;
+            }
+            self.has_room = true;
+        }
         while self.layer < decoder.blocks() {
             let Some(chunk) = self.chunks.get_mut(self.chunk) else {
                 self.layer += 1;
@@ -144,6 +139,15 @@ impl Pass {
                     decoder.embed(&tokens)?
                 }
             };
+            let rotations = match chunk.rotations.take() {
+                Some(rotations) => rotations,
+                None => {
+                    let parts = chunk.parts.iter();
+                    decoder
+                        .rotations(parts.flat_map(|part| (part.position..).take(part.rows.len())))?
+                }
+            };
+            let rotations = chunk.rotations.insert(rotations);
             let layer = self.layer;
             let (parts, segments) = (&chunk.parts, &mut self.segments);
             let mut attend = |qkv: &Rows, form: Form| -> Result<Inputs> {
@@ -166,7 +170,7 @@ impl Pass {
                     .collect();
                 decoder.attend(qkv, &spans, form)
             };
-            decoder.block(layer, &mut states, &chunk.rotations, &mut attend, &mut |states| {
+            decoder.block(layer, &mut states, rotations, &mut attend, &mut |states| {
                 observe(layer, states, parts)
             })?;
             chunk.states = Some(states);
@@ -175,7 +179,8 @@ impl Pass {
         Ok(true)
     }
 
-    /// The segments, in the order in which they were given.
+    /// The segments, in the order in which they were given; where the pass was given up, with more
+    /// keys and values than they came with.
     pub(crate) fn into_segments(self) -> Vec<Segment> {
         self.segments
     }
@@ -183,14 +188,11 @@ impl Pass {
 
 /// The most rows of a chunk on the current rayon pool, for a block that takes `row_flops` operations
 /// a row.
-pub(super) fn chunk_rows(row_flops: usize) -> usize {
+pub(super) fn chunk_rows(row_flops: usize, precision: Precision) -> usize {
     let threads = rayon::current_num_threads();
     let rows = (CHUNK_ROWS_PER_THREAD * threads).clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
-    if !kernels::has_tiles() {
-        return rows;
-    }
-    let affordable = TILED_CHUNK_FLOPS_PER_THREAD * threads / row_flops.max(1);
-    affordable.clamp(rows, rows.max(TILED_CHUNK_ROWS))
+    let Some(flops) = kernels::chunk_flops_per_thread(precision) else { return rows };
+    (flops * threads / row_flops.max(1)).clamp(rows, rows.max(WIDE_CHUNK_ROWS))
 }
 
 /// Shares the segments' tokens out to chunks of at most `most` rows; where rows see many keys,

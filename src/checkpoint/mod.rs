@@ -77,8 +77,8 @@ pub(crate) enum Values<'a> {
 
 impl Checkpoint {
     /// The whole bytes of every file.
-    pub(crate) fn files(&self) -> impl Iterator<Item = &[u8]> {
-        self.shards.iter().map(|shard| &*shard.bytes)
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Bytes> {
+        self.shards.iter().map(|shard| &shard.bytes)
     }
 
     pub(crate) fn contains(&self, name: &str) -> bool {
@@ -87,6 +87,12 @@ impl Checkpoint {
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether some tensor is quantised blocks.
+    pub(crate) fn has_blocks(&self) -> bool {
+        let is_block = |e: &Entry| matches!(e.stored, Stored::As(TensorType::Blocks(_)));
+        self.tensors.values().any(is_block)
     }
 
     /// Every tensor's name and shape.

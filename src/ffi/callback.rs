@@ -151,9 +151,9 @@ pub unsafe extern "C" fn siren_score_async(
 /// Scores `count` inputs without blocking, as `siren_score_async` does one; each has its own
 /// result.
 ///
-/// `inputs` is an array of `count` structs of the `struct_size` that the first says; it may be NULL
-/// when `count` is 0. An input that cannot be scored fails by itself, in the callback. The rest is
-/// as with `siren_score_async`.
+/// `inputs` is an array of `count` structs, every one of which must say the `struct_size` that the
+/// first says; it may be NULL when `count` is 0. An input that cannot be scored fails by itself, in
+/// the callback. The rest is as with `siren_score_async`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn siren_score_batch_async(
     guard: *mut siren_guard,

@@ -30,7 +30,7 @@ pub struct siren_guard_info {
     pub neurons: u64,
     /// Bytes of the linear layers' weights in memory.
     pub weight_bytes: u64,
-    /// Longest text in bytes.
+    /// Longest text in bytes; of a stream, as in `siren_open_options`.
     pub max_text_bytes: u64,
     /// Most texts of one batch.
     pub max_batch: u64,

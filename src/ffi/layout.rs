@@ -48,6 +48,7 @@ pub fn layouts() -> Value {
             prefix_cache_bytes,
             no_prefix_cache,
             reserved,
+            packed_cache,
         }),
         layout!(siren_input { struct_size, reserved, text, prompt, response }),
         layout!(siren_score_options {

@@ -49,8 +49,8 @@ pub use stats::{
 };
 pub use stream::{
     siren_push_callback, siren_push_options, siren_push_options_init, siren_push_result,
-    siren_push_result_init, siren_stream, siren_stream_finish, siren_stream_fork,
-    siren_stream_free, siren_stream_new, siren_stream_options, siren_stream_options_init,
-    siren_stream_push, siren_stream_push_async, siren_stream_reset,
+    siren_push_result_init, siren_stream, siren_stream_finish, siren_stream_finish_async,
+    siren_stream_fork, siren_stream_free, siren_stream_new, siren_stream_options,
+    siren_stream_options_init, siren_stream_push, siren_stream_push_async, siren_stream_reset,
 };
 pub use version::{siren_abi_version, siren_status_name, siren_version};

@@ -62,7 +62,9 @@ pub struct siren_open_options {
     pub data_dir: siren_text,
     /// Longest text in tokens. 0: the artifact's.
     pub max_length: u64,
-    /// Longest text in bytes. 0: 4 MiB.
+    /// Longest text in bytes. 0: 4 MiB. A stream as a whole may be longer: there it bounds a push
+    /// together with what is not settled of the text before it, which is what the next push cleans
+    /// and tokenises again: from the last boundary between words on, the prompt included.
     pub max_text_bytes: u64,
     /// Most texts of one batch. 0: 16,384.
     pub max_batch: u64,
@@ -90,6 +92,12 @@ pub struct siren_open_options {
     pub no_prefix_cache: u32,
     /// 0
     pub reserved: u32,
+    /// On a CPU, a directory in which packed weights are kept in a file, so that the next open maps
+    /// them instead of packing them again, and processes share them; `auto` is the directory `packed`
+    /// beside the backbone's weights. A file there is made when it is missing. Where it cannot be
+    /// made, or not be trusted, the guard opens all the same, and the log says why. Not together
+    /// with `read_weights`. Absent: packed weights are in each process's own memory.
+    pub packed_cache: siren_text,
 }
 
 // SAFETY: repr(C), size first; integers, pointers and an optional function pointer.
@@ -98,7 +106,7 @@ unsafe impl AbiStruct for siren_open_options {
     const FIRST_SIZE: usize = 224;
 }
 
-const _: () = assert!(size_of::<siren_open_options>() == 224);
+const _: () = assert!(size_of::<siren_open_options>() == 240);
 
 /// Fills `options`, a struct of `struct_size` bytes (`sizeof(siren_open_options)`), with defaults.
 ///
@@ -162,6 +170,9 @@ pub(super) unsafe fn read(options: *const siren_open_options) -> Result<OpenOpti
     open.hub.offline = flag("offline", raw.offline)?;
     open.data_dir = text("data_dir", raw.data_dir)?.map(PathBuf::from);
     open.map = !flag("read_weights", raw.read_weights)?;
+    if let Some(cache) = text("packed_cache", raw.packed_cache)? {
+        open.packed_cache = cache.parse()?;
+    }
     let size = |value: u64| (value != 0).then(|| usize::try_from(value).unwrap_or(usize::MAX));
     open.threads = size(raw.threads.into());
     open.max_length = size(raw.max_length);

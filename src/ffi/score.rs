@@ -166,9 +166,10 @@ pub unsafe extern "C" fn siren_score(
 
 /// Scores `count` inputs; each result has its own `status`.
 ///
-/// `inputs` and `results` are arrays of `count` structs, each array's elements of the
-/// `struct_size` that its first element says. `errors` is NULL or an array of `count`
-/// siren_error: the message of each text that failed. A call that fails as a whole (its returned
+/// `inputs` and `results` are arrays of `count` structs. The `struct_size` of an array's first
+/// element is the distance between its elements, and every element is checked to say the same:
+/// else the call fails as a whole. `errors` is NULL or such an array of `count` siren_error: the
+/// message of each text that failed. A call that fails as a whole (its returned
 /// status and `error` say why) leaves `results` and `errors` untouched. `count` 0 is `SIREN_OK`.
 /// `options` and `error` may be NULL. Any thread.
 #[unsafe(no_mangle)]

@@ -79,7 +79,7 @@ pub struct siren_push_options {
     /// Milliseconds from the call until it ends with `SIREN_DEADLINE_EXCEEDED`. 0: none.
     pub timeout_ms: u64,
     /// Where the running score after each token that this push runs is written, or NULL. Of an
-    /// asynchronous push it must stay writable until the callback is called.
+    /// asynchronous call it must stay writable until the callback is called.
     pub token_scores: *mut f64,
     /// Scores that `token_scores` has room for; what is over it is not written.
     pub token_scores_capacity: usize,
@@ -151,7 +151,8 @@ const _: () = assert!(size_of::<siren_stream_options>() == 64);
 const _: () = assert!(size_of::<siren_push_options>() == 40);
 const _: () = assert!(size_of::<siren_push_result>() == 120);
 
-/// Takes the outcome of `siren_stream_push_async`, under the conditions of `siren_score_callback`.
+/// Takes the outcome of `siren_stream_push_async` and `siren_stream_finish_async`, under the
+/// conditions of `siren_score_callback`.
 /// The stream may be used again from here on, by the callback itself too.
 pub type siren_push_callback = Option<
     unsafe extern "C" fn(
@@ -290,18 +291,31 @@ pub unsafe extern "C" fn siren_stream_push_async(
     boundary::enter(error, || {
         let open = handle::get(stream)?;
         // SAFETY: NULL or the caller's struct.
-        let (options, scores) = unsafe { read_push_options(options)? };
-        let host = Host::new(callback, user_data)?;
+        let (options, done) = unsafe { score_later(options, callback, user_data)? };
         // SAFETY: the caller's bytes, which outlive the call.
         let bytes = unsafe { options::bytes("data", data, length, open.max_text_bytes)? };
-        let bytes = bytes.unwrap_or_default().to_vec();
-        open.stream.push_async(bytes, options, move |pushed| {
-            host.deliver(pushed.map(|push| {
-                // SAFETY: the caller keeps the place for scores until the callback.
-                unsafe { scores.write(&push.token_scores) };
-                result_of(&push)
-            }));
-        })
+        open.stream.push_async(bytes.unwrap_or_default().to_vec(), options, done)
+    })
+}
+
+/// Says that nothing more comes, as `siren_stream_finish` does, without blocking: `callback` is
+/// called once, with `user_data`, when the last result is there. The stream is in use until then.
+///
+/// `stream` and `callback` must not be NULL; `options`, `user_data` and `error` may be. What holds
+/// for the callback and for `options->token_scores` is as with `siren_stream_push_async`. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn siren_stream_finish_async(
+    stream: *mut siren_stream,
+    options: *const siren_push_options,
+    callback: siren_push_callback,
+    user_data: *mut c_void,
+    error: *mut siren_error,
+) -> i32 {
+    boundary::enter(error, || {
+        let open = handle::get(stream)?;
+        // SAFETY: NULL or the caller's struct.
+        let (options, done) = unsafe { score_later(options, callback, user_data)? };
+        open.stream.finish_async(options, done)
     })
 }
 
@@ -334,7 +348,7 @@ pub unsafe extern "C" fn siren_stream_fork(
     })
 }
 
-/// Frees a stream. A call that runs on it in another thread still finishes, an asynchronous push
+/// Frees a stream. A call that runs on it in another thread still finishes, an asynchronous one
 /// with its callback. NULL does nothing and is `SIREN_OK`; a second free is
 /// `SIREN_INVALID_HANDLE`. In a forked child the parent's stream is left alone (`SIREN_FORKED`).
 /// Any thread, also from a callback.
@@ -377,6 +391,29 @@ unsafe fn score_into(
         structs::write(result, &result_of(&push));
     }
     Ok(())
+}
+
+/// Checks the struct and the callback: the safe options, and what tells the host the outcome.
+///
+/// # Safety
+/// `options` is NULL or the caller's struct, whose place for scores stays writable until the
+/// callback.
+unsafe fn score_later(
+    options: *const siren_push_options,
+    callback: siren_push_callback,
+    user_data: *mut c_void,
+) -> Result<(PushOptions, impl FnOnce(Result<Push>) + Send + 'static)> {
+    // SAFETY: the caller's promise.
+    let (options, scores) = unsafe { read_push_options(options)? };
+    let host = Host::new(callback, user_data)?;
+    let done = move |pushed: Result<Push>| {
+        host.deliver(pushed.map(|push| {
+            // SAFETY: the caller keeps the place for scores until the callback.
+            unsafe { scores.write(&push.token_scores) };
+            result_of(&push)
+        }));
+    };
+    Ok((options, done))
 }
 
 /// # Safety

@@ -7,7 +7,7 @@ use crate::error::Status;
 /// Changes with every incompatible change of the ABI, as the library's SONAME does.
 pub const SIREN_ABI_MAJOR: u32 = 0;
 /// Grows with every addition to the ABI.
-pub const SIREN_ABI_MINOR: u32 = 2;
+pub const SIREN_ABI_MINOR: u32 = 3;
 
 /// The call succeeded.
 pub const SIREN_OK: i32 = 0;

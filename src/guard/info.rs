@@ -39,6 +39,9 @@ pub struct Info {
     pub dtype: &'static str,
     /// Threads of the guard's own pool.
     pub threads: usize,
+    /// The file of packed weights that this guard shares with the other processes that map it;
+    /// `None` where they are in memory of its own.
+    pub packed_file: Option<PathBuf>,
     /// Bytes of the linear layers' weights in memory, backbone and head.
     pub weight_bytes: usize,
     /// Bytes that one token takes where it is kept for streams and in the prefix cache: keys and
@@ -69,6 +72,7 @@ impl Info {
             "device": self.device,
             "dtype": self.dtype,
             "threads": self.threads,
+            "packed_file": self.packed_file.as_ref().map(|path| path.display().to_string()),
             "weight_bytes": self.weight_bytes,
             "kv_token_bytes": self.kv_token_bytes,
             "artifact_sha256": self.artifact_sha256,

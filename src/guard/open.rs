@@ -1,5 +1,6 @@
 //! Opening a guard: files to engine.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -8,12 +9,12 @@ use candle_core::Device;
 use super::core::Core;
 use super::{Guard, Info};
 use crate::artifact::{self, Content, Pooling};
-use crate::backbone::{Decoder, Files, Observed, Site};
+use crate::backbone::{Decoder, Files, Observed, PackedCache, Plan, Site};
 use crate::engine::Engine;
 use crate::error::{Error, Result, Status};
 use crate::inspect::LayerInfo;
-use crate::kernels::{Meter, Precision};
-use crate::options::{DeviceChoice, Dtype, OpenOptions};
+use crate::kernels::{Backend, Meter, Precision};
+use crate::options::{DeviceChoice, Dtype, OpenOptions, PackedCacheChoice};
 use crate::prefix_cache::PrefixCache;
 use crate::readout::{Head, Selection};
 use crate::schedule::{Callbacks, Limits, Scheduler};
@@ -28,6 +29,8 @@ pub(super) const BATCH_TOKENS: usize = 1024;
 const CALIBRATION: &str = include_str!("calibration.txt");
 /// Tokens of it that run, at the most.
 const CALIBRATION_TOKENS: usize = 256;
+/// Where `auto` keeps packed weights, beside the backbone's own.
+const PACKED_DIR: &str = "packed";
 /// Stack of a pool thread; tokenising recurses, and callers' own stacks may be small.
 const POOL_STACK_BYTES: usize = 4 << 20;
 
@@ -35,8 +38,7 @@ impl Guard {
     pub(super) fn open_unlogged(options: OpenOptions) -> Result<Self> {
         let _opening = Opening::begin()?;
         options.check()?;
-        let device = device(&options.device)?;
-        let precision = precision(options.dtype, &device)?;
+        let runs_on = backend(options.device, options.dtype)?;
         let threads = options.threads.unwrap_or_else(default_threads);
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -45,7 +47,7 @@ impl Guard {
             .build()
             .map_err(|e| Error::new(Status::OutOfMemory, format!("no thread pool: {e}")))?;
         let pool = Arc::new(pool);
-        pool.install(|| Self::load(&options, &device, precision, &pool)).and_then(
+        pool.install(|| Self::load(&options, runs_on, &pool)).and_then(
             |(engine, tokenizer, info)| {
                 let limits = Limits { queue: options.max_queue, batch_tokens: BATCH_TOKENS };
                 let (meter, cache) = (engine.meter.clone(), engine.cache.clone());
@@ -80,8 +82,7 @@ impl Guard {
 
     fn load(
         options: &OpenOptions,
-        device: &Device,
-        precision: Precision,
+        (backend, precision): (Backend, Precision),
         pool: &Arc<rayon::ThreadPool>,
     ) -> Result<(Engine, Tokenizer, Info)> {
         let model_dir = crate::locate::model(options)?;
@@ -98,7 +99,13 @@ impl Guard {
         let max_length = max_length(options, &content, &tokenizer)?;
 
         let checkpoint = Arc::new(files.checkpoint(&config, options.map)?);
-        let selection = Selection::new(content.layers.clone());
+        let is_cpus = options.device == DeviceChoice::Auto && checkpoint.has_blocks();
+        let (backend, precision) = match is_cpus {
+            true => self::backend(DeviceChoice::Cpu, options.dtype)?,
+            false => (backend, precision),
+        };
+        let backend = &backend;
+        let selection = Selection::new(content.layers.clone(), backend)?;
         let site = match content.pooling {
             Pooling::ResidualMean => Site::Residual,
             Pooling::MlpMean => Site::Mlp,
@@ -108,14 +115,27 @@ impl Guard {
             Precision::Int8 => tokenizer.encode(CALIBRATION, CALIBRATION_TOKENS)?.ids,
             _ => vec![],
         };
-        let decoder =
-            Decoder::load(&checkpoint, config, observed, device, precision, &calibration)?;
+        let plan = Plan {
+            checkpoint: &checkpoint,
+            config: &config,
+            observed: &observed,
+            backend,
+            precision,
+            calibration: &calibration,
+        };
+        let cache =
+            packed_dir(options, backend, &backbone_path).map(|dir| PackedCache::new(&dir, &plan));
+        let (decoder, packed_file) = match &cache {
+            Some(cache) => cache.load(&plan)?,
+            None => (Decoder::load(&plan, None)?, None),
+        };
+        let packed_file = packed_file.map(Path::to_owned);
         let head_dims = content.head.iter().map(|layer| layer.outputs).collect();
         let head = Head::new(content.head, decoder.arena().clone())?;
         // What stays in use is read again when it is needed.
         checkpoint.release_pages();
 
-        let token_bytes = decoder.kv_shape().token_bytes() + selection.token_bytes();
+        let token_bytes = decoder.kv_shape().token_bytes(backend) + selection.token_bytes();
         let info = Info {
             model_dir,
             backbone_path,
@@ -129,13 +149,10 @@ impl Guard {
             backbone_layers: decoder.config().num_hidden_layers,
             layers_run: decoder.blocks(),
             hidden_size: decoder.config().hidden_size,
-            device: options.device.resolved(device),
-            dtype: match precision {
-                Precision::F32 => "f32",
-                Precision::Bf16 => "bf16",
-                Precision::Int8 => "int8",
-            },
+            device: options.device.resolved(backend),
+            dtype: precision.name(),
             threads: pool.current_num_threads(),
+            packed_file,
             weight_bytes: decoder.bytes() + head.bytes(),
             kv_token_bytes: token_bytes,
             artifact_sha256: content.sha256,
@@ -158,6 +175,21 @@ impl Guard {
     }
 }
 
+/// Where packed weights are kept, if they are.
+fn packed_dir(options: &OpenOptions, backend: &Backend, backbone: &Path) -> Option<PathBuf> {
+    let beside = || match backbone.is_dir() {
+        true => backbone,
+        false => backbone.parent().unwrap_or(Path::new("")),
+    };
+    match &options.packed_cache {
+        // Nothing is packed for another device.
+        _ if !matches!(backend, Backend::Cpu) => None,
+        PackedCacheChoice::Off => None,
+        PackedCacheChoice::Auto => Some(beside().join(PACKED_DIR)),
+        PackedCacheChoice::Dir(dir) => Some(dir.clone()),
+    }
+}
+
 fn max_length(options: &OpenOptions, content: &Content, tokenizer: &Tokenizer) -> Result<usize> {
     let max_length = options.max_length.unwrap_or(content.max_length);
     let special = tokenizer.special_count();
@@ -177,18 +209,34 @@ fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn device(choice: &DeviceChoice) -> Result<Device> {
-    match choice {
-        DeviceChoice::Cpu => Ok(Device::Cpu),
-        DeviceChoice::Cuda(ordinal) => cuda(*ordinal),
-        DeviceChoice::Auto => Ok(cuda(0).unwrap_or(Device::Cpu)),
-    }
+/// What the backbone runs on, and in what; refused before anything is read.
+fn backend(choice: DeviceChoice, dtype: Dtype) -> Result<(Backend, Precision)> {
+    let device = match choice {
+        DeviceChoice::Cpu => None,
+        DeviceChoice::CpuAsGpu => Some(Device::Cpu),
+        DeviceChoice::Cuda(ordinal) => Some(cuda(ordinal)?),
+        // Runs on the CPU alone.
+        DeviceChoice::Auto if dtype == Dtype::Int8 => None,
+        DeviceChoice::Auto => {
+            cuda(0).inspect_err(|error| log::info!("device auto is the CPU: {error}")).ok()
+        }
+    };
+    let precision = match dtype {
+        Dtype::Auto if device.is_none() => Precision::F32,
+        Dtype::Auto | Dtype::Bf16 => Precision::Bf16,
+        Dtype::F32 => Precision::F32,
+        Dtype::Int8 => Precision::Int8,
+    };
+    let backend = match device {
+        None => Backend::Cpu,
+        Some(device) => Backend::candle(device, precision)?,
+    };
+    Ok((backend, precision))
 }
 
 #[cfg(feature = "cuda")]
 fn cuda(ordinal: usize) -> Result<Device> {
-    Device::new_cuda(ordinal)
-        .map_err(|e| Error::new(Status::Unsupported, format!("CUDA device {ordinal}: {e}")))
+    crate::sys::cuda::device(ordinal)
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -197,18 +245,4 @@ fn cuda(ordinal: usize) -> Result<Device> {
         Status::Unsupported,
         format!("CUDA device {ordinal}: this library was built without the feature cuda"),
     ))
-}
-
-fn precision(dtype: Dtype, device: &Device) -> Result<Precision> {
-    let precision = match dtype {
-        Dtype::Auto if device.is_cpu() => Precision::F32,
-        Dtype::Auto | Dtype::Bf16 => Precision::Bf16,
-        Dtype::F32 => Precision::F32,
-        Dtype::Int8 => Precision::Int8,
-    };
-    if !device.is_cpu() {
-        // Refused before anything is read.
-        precision.device_dtype()?;
-    }
-    Ok(precision)
 }

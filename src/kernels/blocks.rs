@@ -33,6 +33,17 @@ pub(crate) enum BlockType {
 }
 
 impl BlockType {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+    ];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Q4_0 => "Q4_0",

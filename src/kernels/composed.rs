@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::kernels::kv::{PAGE_TOKENS, Tensors};
     use crate::kernels::{
-        self, Arena, Form, HeadNorms, Inputs, KvShape, Meter, Precision, Rows, Vector,
+        self, Arena, Backend, Form, HeadNorms, Inputs, KvShape, Meter, Precision, Rows, Vector,
     };
 
     const HEADS: Heads = Heads { query: 6, key_value: 2, dim: 20 };
@@ -232,8 +232,8 @@ mod tests {
             .iter()
             .map(|&(length, first)| {
                 let mut kvs = [
-                    Kv::new(shape, &Device::Cpu, &meter),
-                    Kv::Tensors(Tensors::new(shape, &meter)),
+                    Kv::new(shape, &Backend::Cpu, &meter),
+                    Kv::Tensors(Tensors::new(shape, 1, &meter)),
                 ];
                 let first = random(first.max(1), heads.qkv()).narrow(0, 0, first).unwrap();
                 let rest = random(length - first.dim(0).unwrap(), heads.qkv());
@@ -282,7 +282,7 @@ mod tests {
             let shape = KvShape { layers: 1, heads };
             let text = random(length, heads.qkv());
             let run = |cuts: &[usize], threads: usize| -> Vec<f32> {
-                let mut kv = Kv::new(shape, &Device::Cpu, &Meter::default());
+                let mut kv = Kv::new(shape, &Backend::Cpu, &Meter::default());
                 kv.reserve(0, length).unwrap();
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let mut out = vec![];
@@ -312,11 +312,11 @@ mod tests {
         let attend = |text: &Tensor, span| {
             plain_rows(kernels::attention(&fused(text), &[span], HEADS, Precision::F32, Form::Rows))
         };
-        let mut kv = Kv::new(shape, &Device::Cpu, &meter);
+        let mut kv = Kv::new(shape, &Backend::Cpu, &meter);
         kv.reserve(0, 40).unwrap();
         let text = random(40, HEADS.qkv());
         kv.store(0, 0, &fused(&text), 0..40).unwrap();
-        let three_pages = 3 * PAGE_TOKENS * shape.token_bytes();
+        let three_pages = 3 * PAGE_TOKENS * shape.token_bytes(&Backend::Cpu);
         assert_eq!(meter.bytes(), three_pages);
         let span = Span { rows: 0..40, position: 0, kv: &kv, layer: 0 };
         let before = tensor(&attend(&text, span));
@@ -325,7 +325,7 @@ mod tests {
         copy.truncate(20);
         assert_eq!(meter.bytes(), three_pages);
         copy.reserve(20, 30).unwrap();
-        assert_eq!(meter.bytes(), three_pages + PAGE_TOKENS * shape.token_bytes());
+        assert_eq!(meter.bytes(), three_pages + PAGE_TOKENS * shape.token_bytes(&Backend::Cpu));
         copy.store(0, 20, &fused(&random(10, HEADS.qkv())), 0..10).unwrap();
         // The shared beginning gives the same bits; the original did not change.
         for (kv, count) in [(&copy, 20), (&kv, 40)] {

@@ -210,7 +210,7 @@ impl Sink<'_> {
             #[cfg(target_arch = "x86_64")]
             Self::Strip { strip, layout, row } => {
                 compute(row);
-                // SAFETY: there are strips only where the CPU has AMX and AVX-512 BF16.
+                // SAFETY: there are strips only where the CPU has AVX-512 BF16.
                 unsafe { strips::write_row(*layout, strip, r, row) };
             }
         }

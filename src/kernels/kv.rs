@@ -7,10 +7,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Heads, Rows};
+use super::{Backend, Heads, Rows};
 use crate::error::{Error, Result, Status};
 
 /// Tokens of a page.
@@ -74,9 +74,9 @@ impl KvShape {
         2 * self.heads.key_value * self.heads.dim
     }
 
-    /// Bytes of one token on the CPU.
-    pub(crate) fn token_bytes(self) -> usize {
-        self.layers * self.width() * size_of::<f32>()
+    /// Bytes of one token.
+    pub(crate) fn token_bytes(self, backend: &Backend) -> usize {
+        self.layers * self.width() * backend.number_bytes()
     }
 }
 
@@ -90,11 +90,12 @@ pub(crate) enum Kv {
 }
 
 impl Kv {
-    pub(crate) fn new(shape: KvShape, device: &Device, meter: &Meter) -> Self {
-        if device.is_cpu() {
-            Self::Pages(Pages { shape, pages: vec![], meter: meter.clone() })
-        } else {
-            Self::Tensors(Tensors::new(shape, meter))
+    pub(crate) fn new(shape: KvShape, backend: &Backend, meter: &Meter) -> Self {
+        match backend {
+            Backend::Cpu => Self::Pages(Pages { shape, pages: vec![], meter: meter.clone() }),
+            Backend::Candle { .. } => {
+                Self::Tensors(Tensors::new(shape, shape.token_bytes(backend), meter))
+            }
         }
     }
 
@@ -107,7 +108,7 @@ impl Kv {
         match self {
             Self::Pages(pages) => pages.reserve(written, tokens),
             Self::Tensors(tensors) => {
-                tensors.reserve(tokens);
+                tensors.reserve(written, tokens);
                 Ok(())
             }
         }
@@ -137,8 +138,10 @@ impl Kv {
 
     /// Forgets all but the first `tokens`.
     pub(crate) fn truncate(&mut self, tokens: usize) {
-        if let Self::Pages(pages) = self {
-            pages.pages.truncate(tokens.div_ceil(PAGE_TOKENS));
+        match self {
+            Self::Pages(pages) => pages.pages.truncate(tokens.div_ceil(PAGE_TOKENS)),
+            // Nothing reads past the tokens that ran, and what is stored next takes their place.
+            Self::Tensors(_) => {}
         }
     }
 }
@@ -247,18 +250,24 @@ fn write_page(page: &mut [f32], first: usize, qkv: &[f32], heads: Heads) {
 pub(crate) struct Tensors {
     shape: KvShape,
     layers: Vec<Option<(Tensor, Tensor)>>,
+    token_bytes: usize,
     meter: Meter,
+    /// Shared by clones, as the tensors are.
     charge: Arc<Charge>,
 }
 
 impl Tensors {
-    pub(super) fn new(shape: KvShape, meter: &Meter) -> Self {
+    pub(super) fn new(shape: KvShape, token_bytes: usize, meter: &Meter) -> Self {
         let charge = Arc::new(meter.charge(0));
-        Self { shape, layers: vec![None; shape.layers], meter: meter.clone(), charge }
+        Self { shape, layers: vec![None; shape.layers], token_bytes, meter: meter.clone(), charge }
     }
 
-    fn reserve(&mut self, tokens: usize) {
-        self.charge = Arc::new(self.meter.charge(tokens * self.shape.token_bytes()));
+    /// What is written makes tensors of its own, the first `written` tokens' among them; without
+    /// it the old ones stay.
+    fn reserve(&mut self, written: usize, tokens: usize) {
+        if written < tokens {
+            self.charge = Arc::new(self.meter.charge(tokens * self.token_bytes));
+        }
     }
 
     pub(super) fn store(
@@ -284,5 +293,48 @@ impl Tensors {
     /// Keys and values at `layer`.
     pub(super) fn layer(&self, layer: usize) -> candle_core::Result<&(Tensor, Tensor)> {
         self.layers[layer].as_ref().ok_or_else(|| candle_core::Error::msg("no keys were stored"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_on_another_device_goes_on_from_its_beginning_and_counts_its_own_bytes() {
+        let heads = Heads { query: 2, key_value: 1, dim: 4 };
+        let shape = KvShape { layers: 1, heads };
+        let backend = Backend::Candle { device: Device::Cpu, dtype: DType::BF16 };
+        let token_bytes = 2 * 4 * 2;
+        let meter = Meter::default();
+        let rows = |count: usize, value: f32| {
+            let rows = Tensor::full(value, (count, heads.qkv()), &Device::Cpu).unwrap();
+            Rows::on_device(rows.to_dtype(DType::BF16).unwrap()).unwrap()
+        };
+        let keys = |kv: &Kv| -> Vec<f32> {
+            let Kv::Tensors(tensors) = kv else { panic!("pages") };
+            let (keys, values) = tensors.layer(0).unwrap();
+            assert_eq!(keys.dims(), values.dims());
+            keys.to_dtype(DType::F32).unwrap().mean(1).unwrap().to_vec1().unwrap()
+        };
+        let mut kv = Kv::new(shape, &backend, &meter);
+        kv.reserve(0, 40).unwrap();
+        kv.store(0, 0, &rows(40, 1.0), 0..40).unwrap();
+        assert_eq!(meter.bytes(), 40 * token_bytes);
+
+        let mut copy = kv.clone();
+        copy.truncate(20);
+        // Nothing is written: what is held is the original's.
+        copy.reserve(20, 20).unwrap();
+        assert_eq!(meter.bytes(), 40 * token_bytes);
+        copy.reserve(20, 30).unwrap();
+        copy.store(0, 20, &rows(12, 2.0), 1..11).unwrap();
+        assert_eq!(meter.bytes(), 70 * token_bytes);
+        assert_eq!(keys(&copy), [[1.0; 20].to_vec(), [2.0; 10].to_vec()].concat());
+        assert_eq!(keys(&kv), [1.0; 40]);
+        drop(kv);
+        assert_eq!(meter.bytes(), 30 * token_bytes);
     }
 }

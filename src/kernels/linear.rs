@@ -1,12 +1,14 @@
 //! The seam behind which a linear layer's weights may be packed, in int8, or another device's tensor.
 
+use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use super::backend::Backend;
 use super::inputs::{Form, Inputs};
-use super::packed::{Int8Linear, PackError, PackedLinear, Weights};
+use super::packed::{Int8Linear, PackError, PackedLinear, Piece, Pieces, Weights};
 use super::rows::Rows;
 use crate::checkpoint::Values;
 use crate::error::{Error, Result, Status};
@@ -24,6 +26,15 @@ pub(crate) enum Precision {
 }
 
 impl Precision {
+    /// As options and results call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
+
     /// The dtype of everything on a device that is not the CPU.
     ///
     /// # Errors
@@ -139,6 +150,15 @@ impl Linear {
         Ok(Self { weight, bias: self.bias })
     }
 
+    /// What a file holds of the packed weights; nothing of other ones.
+    pub(crate) fn pieces(&self) -> Vec<Piece<Cow<'_, [u8]>>> {
+        match &self.weight {
+            Weight::Packed(weight) => weight.pieces().collect(),
+            Weight::Int8(weight) => weight.pieces().into(),
+            Weight::Calibrating(..) | Weight::Dense(_) => vec![],
+        }
+    }
+
     /// Bytes of the weights in memory.
     pub(crate) fn bytes(&self) -> usize {
         match &self.weight {
@@ -188,8 +208,27 @@ impl<'a> LinearLoader<'a> {
 
     /// # Errors
     /// `OutOfMemory`; `Internal` when the device fails.
-    pub(crate) fn finish(self, device: &Device) -> Result<Linear> {
-        if device.is_cpu() { self.packed() } else { self.dense(device) }
+    pub(crate) fn finish(self, backend: &Backend) -> Result<Linear> {
+        match backend {
+            Backend::Cpu => self.packed(),
+            Backend::Candle { device, dtype } => self.dense(device, *dtype),
+        }
+    }
+
+    /// The layer of so many outputs whose weights are next in a file, calibrated where that is
+    /// needed; `None` if they are none. Biases are those that were added.
+    pub(crate) fn mapped(self, outputs: usize, pieces: &mut Pieces) -> Option<Linear> {
+        let weight = match self.precision {
+            Precision::Int8 => Weight::Int8(Int8Linear::mapped(outputs, self.inputs, pieces)?),
+            precision => {
+                Weight::Packed(PackedLinear::mapped(outputs, self.inputs, precision, pieces)?)
+            }
+        };
+        Some(Linear { weight, bias: self.plain_bias() })
+    }
+
+    fn plain_bias(self) -> Option<Bias> {
+        (!self.bias.is_empty()).then_some(Bias::Plain(self.bias))
     }
 
     fn packed(self) -> Result<Linear> {
@@ -200,12 +239,10 @@ impl<'a> LinearLoader<'a> {
                 .map(|layer| Weight::Calibrating(layer, Largest(vec![0.0; self.inputs].into()))),
             precision => pack(precision).map(Weight::Packed),
         };
-        let bias = (!self.bias.is_empty()).then_some(Bias::Plain(self.bias));
-        Ok(Linear { weight: weight.map_err(pack_error)?, bias })
+        Ok(Linear { weight: weight.map_err(pack_error)?, bias: self.plain_bias() })
     }
 
-    fn dense(self, device: &Device) -> Result<Linear> {
-        let dtype = self.precision.device_dtype()?;
+    fn dense(self, device: &Device, dtype: DType) -> Result<Linear> {
         let parts = self
             .parts
             .iter()
@@ -270,7 +307,8 @@ mod tests {
             let rows = Rows::copied(&Arena::new(0), &values(&x), inputs).unwrap();
             let packed = loader().packed().unwrap().forward(&rows.into()).unwrap();
             let x = Rows::on_device(x.clone()).unwrap();
-            let dense = loader().dense(&Device::Cpu).unwrap().forward(&x.into()).unwrap();
+            let dense =
+                loader().dense(&Device::Cpu, DType::F32).unwrap().forward(&x.into()).unwrap();
             assert_eq!([packed.rows(), packed.width()], [11, 25]);
             let dense = values(dense.device().unwrap());
             let pairs = packed.cpu().unwrap().iter().zip(&dense);

@@ -9,6 +9,7 @@
 
 mod arena;
 mod attention;
+mod backend;
 mod blocks;
 mod composed;
 mod elementwise;
@@ -28,18 +29,31 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 
 pub(crate) use arena::Arena;
+pub(crate) use backend::Backend;
 pub(crate) use blocks::BlockType;
 pub(crate) use inputs::{Form, Inputs};
 pub(crate) use kv::{Charge, Kv, KvShape, Meter, PAGE_TOKENS, zeros};
 pub(crate) use linear::{Linear, LinearLoader, Precision};
+pub(crate) use packed::{LAYOUT, Piece, Pieces, kernels as packed_for};
 pub(crate) use rows::{Rows, Vector};
 
-/// Whether this CPU multiplies tiles, and this process may.
-pub(crate) fn has_tiles() -> bool {
+/// Where reading the weights from memory takes as long as the products of a hundred rows: how many
+/// floating-point operations a thread does in a few dozen milliseconds. None on other CPUs, and where
+/// wider chunks gain nothing.
+pub(crate) fn chunk_flops_per_thread(precision: Precision) -> Option<usize> {
     #[cfg(target_arch = "x86_64")]
-    return tiles::available();
+    return if tiles::Unit::Amx.available() {
+        Some(20_000_000_000)
+    } else {
+        // The codes of so many int8 rows would leave the cache.
+        (precision != Precision::Int8 && is_x86_feature_detected!("avx512f"))
+            .then_some(8_000_000_000)
+    };
     #[cfg(not(target_arch = "x86_64"))]
-    false
+    {
+        let _ = precision;
+        None
+    }
 }
 
 /// The heads of an attention block.

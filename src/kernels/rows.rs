@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 
+use super::Backend;
 use super::arena::{Arena, Buffer};
 use crate::error::{Error, Result};
 
@@ -134,11 +135,12 @@ pub(crate) enum Vector {
 impl Vector {
     /// # Errors
     /// `Internal` when the device fails.
-    pub(crate) fn new(values: Vec<f32>, dtype: DType, device: &Device) -> Result<Self> {
-        if device.is_cpu() {
-            Ok(Self::Cpu(values))
-        } else {
-            Ok(Self::Device(Tensor::new(values, device)?.to_dtype(dtype)?))
+    pub(crate) fn new(values: Vec<f32>, backend: &Backend) -> Result<Self> {
+        match backend {
+            Backend::Cpu => Ok(Self::Cpu(values)),
+            Backend::Candle { device, dtype } => {
+                Ok(Self::Device(Tensor::new(values, device)?.to_dtype(*dtype)?))
+            }
         }
     }
 

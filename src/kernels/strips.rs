@@ -1,8 +1,8 @@
-//! Left factors of products on AMX: rows of bf16 by tiles, 16 rows a strip.
+//! Left factors of products of tiles: rows of bf16, 16 rows a strip.
 //!
 //! A number may be kept in three bf16 that add up to it, so that its product with another bf16 is
 //! exact.
-#![allow(unsafe_code)] // Vectors of the instructions that made AMX available.
+#![allow(unsafe_code)] // Vectors of instructions that the CPU was seen to have.
 
 use std::arch::x86_64::*;
 
@@ -15,7 +15,7 @@ use crate::error::Result;
 pub(super) const LINE_FLOATS: usize = size_of::<Line>() / size_of::<f32>();
 
 /// `[rows / 16, width / 32, parts, 16]` lines of 32 bf16; past the last row they hold anything, past
-/// a row's end zeros. There are none where the CPU has no AMX.
+/// a row's end zeros. There are none where the CPU has no AVX-512 BF16.
 pub(super) struct Strips {
     buffer: Buffer,
     layout: Layout,
@@ -45,7 +45,7 @@ impl Strips {
     /// `OutOfMemory`.
     ///
     /// # Safety
-    /// The CPU has AVX-512 BF16 and AMX BF16, and this process may use its tiles.
+    /// The CPU has AVX-512 BF16.
     pub(super) unsafe fn lend(
         arena: &Arena,
         rows: usize,

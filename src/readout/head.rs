@@ -1,11 +1,9 @@
 //! The trained MLP: features to a score.
 
-use candle_core::Device;
-
 use crate::artifact::Layer;
 use crate::checkpoint::Values;
 use crate::error::{Error, Result, Status};
-use crate::kernels::{self, Arena, Linear, LinearLoader, Precision, Rows};
+use crate::kernels::{self, Arena, Backend, Linear, LinearLoader, Precision, Rows};
 
 /// Linear, ReLU, ..., Linear, softmax; in f32 on the CPU whatever the backbone runs in.
 pub(crate) struct Head {
@@ -27,7 +25,7 @@ impl Head {
                 let mut loader = LinearLoader::new(layer.inputs, Precision::F32);
                 loader.add(Values::F32((&layer.weight).into()), layer.outputs);
                 loader.add_bias(&layer.bias);
-                loader.finish(&Device::Cpu)
+                loader.finish(&Backend::Cpu)
             })
             .collect::<Result<_>>()?;
         Ok(Self { layers, inputs, arena })

@@ -2,22 +2,29 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor};
-
+use super::gather::{Chunks, Gather, Gathered, Kept};
 use super::taps::Taps;
 use crate::artifact::SelectedLayer;
 use crate::error::{Error, Result};
-use crate::kernels::{Meter, Rows};
+use crate::kernels::{Backend, Meter, Rows};
 
 /// Which neurons of which layers are read, and where each layer's begin in the features.
 #[derive(Clone, Debug)]
 pub(crate) struct Selection {
     layers: Vec<(SelectedLayer, usize)>,
     features: usize,
+    /// Where the states are another device's.
+    gather: Option<Gather>,
 }
 
 impl Selection {
-    pub(crate) fn new(layers: Vec<SelectedLayer>) -> Self {
+    /// # Errors
+    /// `OutOfMemory`; `Internal` when the device fails.
+    pub(crate) fn new(layers: Vec<SelectedLayer>, backend: &Backend) -> Result<Self> {
+        let gather = match backend {
+            Backend::Cpu => None,
+            Backend::Candle { device, dtype } => Some(Gather::new(layers.iter(), device, *dtype)?),
+        };
         let mut features = 0;
         let layers = layers
             .into_iter()
@@ -27,7 +34,7 @@ impl Selection {
                 (layer, start)
             })
             .collect();
-        Self { layers, features }
+        Ok(Self { layers, features, gather })
     }
 
     /// Ascending numbers of the layers that are read.
@@ -37,7 +44,10 @@ impl Selection {
 
     /// Bytes that the neurons of one token take where they are kept.
     pub(crate) fn token_bytes(&self) -> usize {
-        Taps::token_bytes(self.features)
+        match &self.gather {
+            None => Taps::token_bytes(self.features),
+            Some(gather) => self.features * gather.number_bytes(),
+        }
     }
 
     /// Adds the means of `sums` over `tokens` tokens, times the layers' weights, to `features`.
@@ -49,43 +59,68 @@ impl Selection {
             features.extend(sums.iter().map(|sum| (sum / tokens as f64) as f32 * layer.weight));
         }
     }
+}
 
-    /// Takes in one layer's states, `[rows, hidden_size]`; each part is a text's reading, its rows
-    /// and where in the text the first of them stands.
+/// Rows of a pass that are consecutive tokens of one text.
+pub(crate) struct Part {
+    /// Which of the pass's texts.
+    pub(crate) text: usize,
+    pub(crate) rows: Range<usize>,
+    /// Where in the text the first of them stands.
+    pub(crate) position: usize,
+}
+
+/// What is read of the texts of a pass.
+pub(crate) struct Readings {
+    texts: Vec<Reading>,
+    chunks: Chunks,
+}
+
+impl Readings {
+    pub(crate) fn new(texts: Vec<Reading>) -> Self {
+        Self { texts, chunks: Chunks::default() }
+    }
+
+    /// Makes room for texts of these lengths.
     ///
     /// # Errors
-    /// `Internal` for a layer that is not selected, or when the device fails.
-    pub(crate) fn observe<'r>(
-        &self,
+    /// `OutOfMemory`.
+    pub(crate) fn reserve(&mut self, lengths: impl Iterator<Item = usize>) -> Result<()> {
+        self.texts.iter_mut().zip(lengths).try_for_each(|(text, tokens)| match text {
+            Reading::Taps(taps) => taps.reserve(tokens),
+            Reading::Sums(_) | Reading::Gathered(_) => Ok(()),
+        })
+    }
+
+    /// Takes in one layer's states, `[rows, hidden_size]`, and whose they are.
+    ///
+    /// # Errors
+    /// `Internal` for a layer that is not selected, or when the device fails; `OutOfMemory`.
+    pub(crate) fn observe(
+        &mut self,
+        selection: &Selection,
         layer: usize,
         states: &Rows,
-        parts: impl Iterator<Item = (&'r mut Reading, Range<usize>, usize)>,
+        parts: impl Iterator<Item = Part>,
     ) -> Result<()> {
-        let (selected, start) = self
-            .layers
-            .iter()
-            .find(|(selected, _)| selected.index == layer)
-            .ok_or_else(|| Error::internal(format!("layer {layer} is not selected")))?;
-        if selected.neurons.is_empty() {
-            return Ok(());
+        let index = selection.layers.iter().position(|(selected, _)| selected.index == layer);
+        let index =
+            index.ok_or_else(|| Error::internal(format!("layer {layer} is not selected")))?;
+        if let (Some(gather), Some(states)) = (&selection.gather, states.device()) {
+            let parts: Vec<_> = parts.collect();
+            let wants_rows = parts.iter().any(|part| self.texts[part.text].wants_rows());
+            return Ok(self.chunks.observe(gather, index, states, parts, wants_rows)?);
         }
-        let gathered;
-        let ascending;
-        let (values, width, columns): (&[f32], usize, &[usize]) = match states.device() {
-            None => (states.cpu()?, states.width(), &selected.neurons),
-            Some(states) => {
-                gathered = selected_columns(states, selected)?;
-                ascending = (0..selected.neurons.len()).collect::<Vec<_>>();
-                (&gathered, ascending.len(), &ascending)
-            }
-        };
+        let (selected, start) = &selection.layers[index];
         let features = *start..start + selected.neurons.len();
-        for (reading, rows, position) in parts {
+        let (values, width) = (states.cpu()?, states.width());
+        for Part { text, rows, position } in parts {
             let rows = values[rows.start * width..rows.end * width].chunks_exact(width);
-            match reading {
+            match &mut self.texts[text] {
                 Reading::Sums(sums) => {
                     for row in rows {
-                        for (sum, &column) in sums[features.clone()].iter_mut().zip(columns) {
+                        let sums = &mut sums[features.clone()];
+                        for (sum, &column) in sums.iter_mut().zip(&selected.neurons) {
                             *sum += f64::from(row[column]);
                         }
                     }
@@ -93,14 +128,45 @@ impl Selection {
                 Reading::Taps(taps) => {
                     for (i, row) in rows.enumerate() {
                         let targets = &mut taps.row_mut(position + i)?[features.clone()];
-                        for (target, &column) in targets.iter_mut().zip(columns) {
+                        for (target, &column) in targets.iter_mut().zip(&selected.neurons) {
                             *target = row[column];
                         }
                     }
                 }
+                Reading::Gathered(_) => {
+                    return Err(Error::internal("states of the CPU for another device's text"));
+                }
             }
         }
         Ok(())
+    }
+
+    /// Says that the texts, of these lengths, have run at every layer.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; `Internal` when the device fails.
+    pub(crate) fn complete(
+        &mut self,
+        selection: &Selection,
+        lengths: impl Iterator<Item = usize>,
+    ) -> Result<()> {
+        let mut gathered = vec![];
+        for (text, tokens) in self.texts.iter_mut().zip(lengths) {
+            match text {
+                Reading::Sums(_) => {}
+                Reading::Taps(taps) => taps.complete(tokens)?,
+                Reading::Gathered(text) => gathered.push((text, tokens)),
+            }
+        }
+        match &selection.gather {
+            Some(gather) => Ok(std::mem::take(&mut self.chunks).complete(gather, gathered)?),
+            None => Ok(()),
+        }
+    }
+
+    /// What was read, text by text.
+    pub(crate) fn into_texts(self) -> Vec<Reading> {
+        self.texts
     }
 }
 
@@ -110,47 +176,88 @@ pub(crate) enum Reading {
     Sums(Vec<f64>),
     /// Every token's neurons.
     Taps(Taps),
+    /// What is gathered on another device.
+    Gathered(Gathered),
+}
+
+/// The selected neurons of a text's beginning that has run. Clones share them.
+#[derive(Clone)]
+pub(crate) enum Known {
+    Taps(Taps),
+    Kept(Kept),
+}
+
+impl Known {
+    /// Forgets all but the first `tokens`.
+    pub(crate) fn truncate(&mut self, tokens: usize) {
+        match self {
+            Self::Taps(taps) => taps.truncate(tokens),
+            Self::Kept(kept) => kept.truncate(tokens),
+        }
+    }
 }
 
 impl Reading {
-    /// For a text that runs from its beginning and is read at its end alone.
-    pub(crate) fn sums(selection: &Selection) -> Self {
-        Self::Sums(vec![0.0; selection.features])
-    }
-
-    /// For a text of `tokens` tokens that goes on from `known`, or from its beginning.
-    ///
-    /// # Errors
-    /// `OutOfMemory`.
-    pub(crate) fn taps(
+    /// For a text that goes on from `known`, or runs from its beginning; with `keeps`, what is read
+    /// of its tokens can be had afterwards. Its score is asked for at its end and, if at all, at
+    /// every token from `running_from` on.
+    pub(crate) fn new(
         selection: &Selection,
-        known: Option<Taps>,
-        tokens: usize,
+        known: Option<Known>,
+        keeps: bool,
+        running_from: Option<usize>,
         meter: &Meter,
-    ) -> Result<Self> {
-        let mut taps = known.unwrap_or_else(|| Taps::new(selection.features, meter));
-        taps.reserve(tokens)?;
-        Ok(Self::Taps(taps))
+    ) -> Self {
+        let features = selection.features;
+        match known {
+            Some(Known::Taps(taps)) => Self::Taps(taps),
+            Some(Known::Kept(kept)) => {
+                Self::Gathered(Gathered::new(features, Some(kept), keeps, running_from, meter))
+            }
+            None if selection.gather.is_some() => {
+                Self::Gathered(Gathered::new(features, None, keeps, running_from, meter))
+            }
+            None if keeps || running_from.is_some() => Self::Taps(Taps::new(features, meter)),
+            None => Self::Sums(vec![0.0; features]),
+        }
     }
 
-    /// Says that `tokens` tokens have run at every layer.
-    ///
-    /// # Errors
-    /// `Internal`.
-    pub(crate) fn complete(&mut self, tokens: usize) -> Result<()> {
+    fn wants_rows(&self) -> bool {
         match self {
-            Self::Sums(_) => Ok(()),
-            Self::Taps(taps) => taps.complete(tokens),
+            Self::Sums(_) => false,
+            Self::Taps(_) => true,
+            Self::Gathered(text) => text.wants_rows(),
+        }
+    }
+
+    /// What was known before a pass that was given up.
+    pub(crate) fn into_known(self, tokens: usize) -> Option<Known> {
+        let mut known = match self {
+            Self::Sums(_) => return None,
+            Self::Taps(taps) => Known::Taps(taps),
+            Self::Gathered(text) => Known::Kept(text.into_known()?),
+        };
+        known.truncate(tokens);
+        Some(known)
+    }
+
+    /// What was read of every token, where that was kept.
+    pub(crate) fn into_kept(self) -> Option<Known> {
+        match self {
+            Self::Sums(_) => None,
+            Self::Taps(taps) => Some(Known::Taps(taps)),
+            Self::Gathered(text) => text.into_kept().map(Known::Kept),
         }
     }
 
     /// Adds the head's features of the text's beginnings that end with each token of `lasts`, one
-    /// row after the other. Of sums, only the last token's can be had.
+    /// row after the other. Of sums, only the last token's can be had; tokens are asked for in
+    /// their order.
     ///
     /// # Errors
     /// `Internal` for a token that has not run.
     pub(crate) fn add_features(
-        &self,
+        &mut self,
         selection: &Selection,
         lasts: Range<usize>,
         features: &mut Vec<f32>,
@@ -164,14 +271,10 @@ impl Reading {
                 selection.add_means(sums, token + 1, features);
                 Ok(())
             }),
+            Self::Gathered(text) => text.running_sums(lasts, |token, sums| {
+                selection.add_means(sums, token + 1, features);
+                Ok(())
+            }),
         }
     }
-}
-
-/// The selected columns of another device's states, row by row.
-fn selected_columns(states: &Tensor, selected: &SelectedLayer) -> Result<Vec<f32>> {
-    let ids: Vec<u32> = selected.neurons.iter().map(|&n| n as u32).collect();
-    let ids = Tensor::new(ids, states.device())?;
-    let columns = states.index_select(&ids, 1)?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-    Ok(columns.flatten_all()?.to_vec1()?)
 }

@@ -36,15 +36,17 @@ pub(crate) trait Engine: Send + Sync + 'static {
     /// Tokens that `job` has still to run; 0 is answered by a pass that costs nothing.
     fn tokens(&self, job: &Self::Job) -> usize;
 
-    /// # Errors
-    /// Of the whole batch.
-    fn begin(&self, jobs: Vec<Self::Job>) -> Result<Self::Pass>;
+    /// Takes `jobs` on. Nothing that could fail is done yet.
+    fn begin(&self, jobs: Vec<Self::Job>) -> Self::Pass;
+
+    /// The jobs of a pass that is given up, to begin anew.
+    fn give_back(&self, pass: Self::Pass) -> Vec<Self::Job>;
 
     /// Runs the next part of `pass`, some tens of milliseconds at most; true when it is complete.
     /// What belongs to jobs that are no longer `live` need not be computed.
     ///
     /// # Errors
-    /// Of the whole batch.
+    /// Of the whole batch. After `OutOfMemory` a batch of several jobs is begun once more, in halves.
     fn advance(&self, pass: &mut Self::Pass, live: &[bool]) -> Result<bool>;
 
     /// One result a job, in their order; of a job that is no longer live, any.

@@ -17,6 +17,10 @@ const PANICS_AT_BEGIN: u32 = 1001;
 const PANICS_AT_ADVANCE: u32 = 1002;
 const PANICS_AT_FINISH: u32 = 1003;
 const FAILS: u32 = 1004;
+/// Runs out of memory beside other jobs...
+const LARGE: u32 = 1005;
+/// ...and this one alone too.
+const TOO_LARGE: u32 = 1006;
 
 #[derive(Clone, Copy)]
 struct Job {
@@ -51,6 +55,7 @@ use Event::*;
 
 struct Pass {
     ids: Vec<u32>,
+    jobs: Vec<Job>,
     fake: Fake,
 }
 
@@ -109,17 +114,26 @@ impl Engine for Fake {
         job.tokens
     }
 
-    fn begin(&self, jobs: Vec<Job>) -> Result<Pass> {
+    fn begin(&self, jobs: Vec<Job>) -> Pass {
         let ids: Vec<u32> = jobs.iter().map(|job| job.id).collect();
         self.note(Begin(ids.clone()));
         assert!(!ids.contains(&PANICS_AT_BEGIN), "at begin");
-        Ok(Pass { ids, fake: self.clone() })
+        Pass { ids, jobs, fake: self.clone() }
+    }
+
+    fn give_back(&self, mut pass: Pass) -> Vec<Job> {
+        pass.ids.clear();
+        std::mem::take(&mut pass.jobs)
     }
 
     fn advance(&self, pass: &mut Pass, live: &[bool]) -> Result<bool> {
         assert!(!pass.ids.contains(&PANICS_AT_ADVANCE), "at advance");
         if pass.ids.contains(&FAILS) {
             return Err(Error::new(Status::NonFinite, "as planned"));
+        }
+        let many = pass.ids.len() > 1;
+        if pass.ids.iter().any(|&id| id == TOO_LARGE || (id == LARGE && many)) {
+            return Err(Error::new(Status::OutOfMemory, "as planned"));
         }
         let live: Vec<u32> =
             pass.ids.iter().zip(live).filter(|(_, live)| **live).map(|(id, _)| *id).collect();
@@ -242,6 +256,75 @@ fn batches_fill_to_the_budget_in_order_and_a_long_text_runs_alone() {
     assert_eq!(begun.collect::<Vec<_>>(), expected);
     let stats = counters.snapshot();
     assert_eq!((stats.passes, stats.pass_sequences), (4, 5));
+}
+
+#[test]
+fn a_batch_that_runs_out_of_memory_runs_in_halves_once() {
+    let out_of_memory = Err(Status::OutOfMemory);
+    let sized = |id, tokens| Job { id, tokens };
+    let cases = [
+        // Halves of the tokens: the second one fits.
+        (
+            vec![sized(LARGE, 4), sized(1, 2), sized(2, 2)],
+            vec![vec![LARGE, 1, 2], vec![LARGE], vec![1, 2]],
+            vec![Ok(LARGE), Ok(1), Ok(2)],
+        ),
+        // A half is not halved again, and fails alone.
+        (
+            vec![sized(1, 2), sized(2, 3), sized(LARGE, 1), sized(3, 4)],
+            vec![vec![1, 2, LARGE, 3], vec![1, 2], vec![LARGE, 3]],
+            vec![Ok(1), Ok(2), out_of_memory, out_of_memory],
+        ),
+        (
+            vec![sized(TOO_LARGE, 9), sized(1, 1)],
+            vec![vec![TOO_LARGE, 1], vec![TOO_LARGE], vec![1]],
+            vec![out_of_memory, Ok(1)],
+        ),
+        // One job is no batch.
+        (vec![sized(TOO_LARGE, 1)], vec![vec![TOO_LARGE]], vec![out_of_memory]),
+        (vec![sized(TOO_LARGE, 50)], vec![vec![TOO_LARGE]], vec![out_of_memory]),
+        // Other failures are answered at once.
+        (vec![sized(FAILS, 1), sized(1, 1)], vec![vec![FAILS, 1]], vec![Err(Status::NonFinite); 2]),
+    ];
+    for (jobs, begun, answered) in cases {
+        let (scheduler, fake) = start(100, 10);
+        let results = scheduler.run(jobs, &Control::default()).unwrap();
+        assert_eq!(statuses(&results), answered);
+        let log = fake.log();
+        let passes: Vec<_> =
+            log.iter().filter(|event| matches!(event, Begin(_))).cloned().collect();
+        assert_eq!(passes, begun.into_iter().map(Begin).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_half_whose_callers_are_gone_is_not_run_and_a_panic_answers_both() {
+    let (scheduler, fake) = start(100, 10);
+    let (token, control) = cancellable();
+    fake.hold([0]);
+    let held = submit(&scheduler, vec![short(0)], Control::default());
+    fake.wait_for(Step(vec![0]));
+    fake.hold([LARGE]);
+    let first = submit(&scheduler, vec![short(LARGE)], Control::default());
+    let second = submit(&scheduler, vec![short(1)], control);
+    fake.release([0]);
+    get(&held);
+    fake.wait_for(Step(vec![LARGE]));
+    token.cancel();
+    assert_eq!(statuses(&get(&second)), [Err(Status::Cancelled)]);
+    fake.release([LARGE]);
+    assert_eq!(get(&first), oks([LARGE]));
+    assert!(!fake.log().contains(&Begin(vec![1])));
+
+    // The second half panics while the first has answered, and the first while the second waits.
+    for (jobs, answered) in [
+        ([LARGE, PANICS_AT_FINISH], [Ok(LARGE), Err(Status::Poisoned)]),
+        ([PANICS_AT_FINISH, LARGE], [Err(Status::Poisoned), Err(Status::Poisoned)]),
+    ] {
+        let (scheduler, _fake) = start(100, 10);
+        let results = scheduler.run(jobs.map(short).into(), &Control::default()).unwrap();
+        assert_eq!(statuses(&results), answered);
+    }
 }
 
 #[test]

@@ -18,8 +18,10 @@ pub(super) struct Worker<E: Engine> {
     engine: Arc<E>,
     queue: Arc<Queue<E>>,
     counters: Arc<Counters>,
-    short: Option<Open<E>>,
-    long: Option<Open<E>>,
+    /// The passes that a batch of short jobs takes, the next one last: one, or two halves.
+    short: Vec<Open<E>>,
+    /// The long pass that is open, if one is.
+    long: Vec<Open<E>>,
     /// What the last pass of short jobs took.
     short_time: Duration,
     /// What long passes have had since then.
@@ -33,6 +35,8 @@ struct Open<E: Engine> {
     tokens: usize,
     jobs: Vec<E::Job>,
     pass: Option<E::Pass>,
+    /// Whether it is a half of a batch that ran out of memory.
+    is_half: bool,
 }
 
 impl<E: Engine> Worker<E> {
@@ -41,8 +45,8 @@ impl<E: Engine> Worker<E> {
             engine,
             queue,
             counters,
-            short: None,
-            long: None,
+            short: vec![],
+            long: vec![],
             short_time: Duration::ZERO,
             long_time: Duration::ZERO,
             next_sweep: Instant::now(),
@@ -64,18 +68,18 @@ impl<E: Engine> Worker<E> {
     fn turn(&mut self) -> bool {
         self.end_what_is_due();
         let shorts_first = self.long_time >= LONG_TURN.max(self.short_time);
-        match self.queue.next(self.long.is_some(), shorts_first) {
+        match self.queue.next(!self.long.is_empty(), shorts_first) {
             Turn::Short(batch) => {
-                self.short = Some(Open::new(batch));
+                self.short = vec![Open::new(batch)];
                 let mut time = Duration::ZERO;
-                while self.short.is_some() {
+                while !self.short.is_empty() {
                     self.end_what_is_due();
                     time += Open::step(&mut self.short, &*self.engine, &self.counters);
                 }
                 self.short_time = time;
                 self.long_time = Duration::ZERO;
             }
-            Turn::Long(queued) => self.long = Some(Open::new(vec![queued])),
+            Turn::Long(queued) => self.long = vec![Open::new(vec![queued])],
             Turn::GoOn => {
                 self.long_time += Open::step(&mut self.long, &*self.engine, &self.counters);
             }
@@ -87,14 +91,13 @@ impl<E: Engine> Worker<E> {
     /// Answers the calls that were cancelled or are past their deadline, whether they wait or run,
     /// and drops a pass that nobody waits for.
     fn end_what_is_due(&mut self) {
-        for slot in [&mut self.short, &mut self.long] {
-            let Some(open) = slot else { continue };
-            for ticket in &open.tickets {
-                ticket.call.end_if_due();
-            }
-            if open.tickets.iter().all(|ticket| ticket.call.is_complete()) {
-                *slot = None;
-            }
+        for opens in [&mut self.short, &mut self.long] {
+            opens.retain(|open| {
+                for ticket in &open.tickets {
+                    ticket.call.end_if_due();
+                }
+                !open.tickets.iter().all(|ticket| ticket.call.is_complete())
+            });
         }
         let start = Instant::now();
         if start >= self.next_sweep {
@@ -111,7 +114,7 @@ impl<E: Engine> Worker<E> {
             format!("this guard is broken by a panic ({words}): open a new one"),
         );
         let queued = self.queue.poison(&error);
-        let open = self.short.take().into_iter().chain(self.long.take());
+        let open = self.short.drain(..).chain(self.long.drain(..));
         let running = open.flat_map(|open| open.tickets);
         for ticket in running.chain(queued.into_iter().map(|queued| queued.ticket)) {
             ticket.call.end(&error);
@@ -123,13 +126,14 @@ impl<E: Engine> Open<E> {
     fn new(batch: Vec<Queued<E>>) -> Self {
         let tokens = batch.iter().map(|queued| queued.tokens).sum();
         let (tickets, jobs) = batch.into_iter().map(|q| (q.ticket, q.job)).unzip();
-        Self { tickets, tokens, jobs, pass: None }
+        Self { tickets, tokens, jobs, pass: None, is_half: false }
     }
 
-    /// Runs the next part of the pass in `slot`, if there is one; answers its jobs and clears the
-    /// slot at its end. Returns what that took.
-    fn step(slot: &mut Option<Self>, engine: &E, counters: &Counters) -> Duration {
-        let Some(open) = slot else { return Duration::ZERO };
+    /// Runs the next part of the last of these passes, if there is one; at its end answers its
+    /// jobs and takes it out. One that runs out of memory makes room for its halves, once. Returns
+    /// what that took.
+    fn step(opens: &mut Vec<Self>, engine: &E, counters: &Counters) -> Duration {
+        let Some(open) = opens.last_mut() else { return Duration::ZERO };
         let start = Instant::now();
         let stepped = open.advance(engine).transpose();
         let took = start.elapsed();
@@ -148,26 +152,56 @@ impl<E: Engine> Open<E> {
                 }
             }
             Some(Err(error)) => {
+                let halves = open.halves(&error, engine);
+                if !halves.is_empty() {
+                    log::warn!("a pass of {} texts goes on in halves: {error}", open.tickets.len());
+                    opens.splice(opens.len() - 1.., halves);
+                    return took;
+                }
                 for ticket in &open.tickets {
                     ticket.call.answer(ticket.index, Err(error.clone()));
                 }
             }
         }
-        *slot = None;
+        opens.pop();
         took
+    }
+
+    /// Two passes for the jobs of this one, which failed, where a smaller one may do; the first one
+    /// last. What it leaves is empty then.
+    fn halves(&mut self, error: &Error, engine: &E) -> Vec<Self> {
+        if error.status() != Status::OutOfMemory || self.is_half || self.tickets.len() < 2 {
+            return vec![];
+        }
+        let Some(pass) = self.pass.take() else { return vec![] };
+        let mut first = engine.give_back(pass);
+        let tokens: Vec<usize> = first.iter().map(|job| engine.tokens(job)).collect();
+        let (mut at, mut taken) = (1, tokens[0]);
+        while at + 1 < first.len() && taken + tokens[at] <= self.tokens / 2 {
+            taken += tokens[at];
+            at += 1;
+        }
+        let second = first.split_off(at);
+        let mut tickets = std::mem::take(&mut self.tickets);
+        let half = |tickets, jobs, tokens: &[usize]| Self {
+            tickets,
+            tokens: tokens.iter().sum(),
+            jobs,
+            pass: None,
+            is_half: true,
+        };
+        let rest = tickets.split_off(at);
+        vec![half(rest, second, &tokens[at..]), half(tickets, first, &tokens[..at])]
     }
 
     /// The results when the pass is complete.
     fn advance(&mut self, engine: &E) -> Result<Option<Vec<Result<E::Output>>>> {
-        let mut pass = match self.pass.take() {
-            Some(pass) => pass,
-            None => engine.begin(std::mem::take(&mut self.jobs))?,
-        };
+        let jobs = &mut self.jobs;
+        let pass = self.pass.get_or_insert_with(|| engine.begin(std::mem::take(jobs)));
         let live: Vec<bool> = self.tickets.iter().map(|t| !t.call.is_complete()).collect();
-        if engine.advance(&mut pass, &live)? {
-            return engine.finish(pass).map(Some);
+        if !engine.advance(pass, &live)? {
+            return Ok(None);
         }
-        self.pass = Some(pass);
-        Ok(None)
+        self.pass.take().map(|pass| engine.finish(pass)).transpose()
     }
 }

@@ -188,12 +188,34 @@ impl Stream {
         options: PushOptions,
         done: impl FnOnce(Result<Push>) + Send + 'static,
     ) -> Result<()> {
+        self.call_async(bytes, options, false, done)
+    }
+
+    /// As [`Stream::finish`], without blocking: `done` is called as by [`Stream::push_async`].
+    ///
+    /// # Errors
+    /// As [`Stream::push_async`].
+    pub fn finish_async(
+        &self,
+        options: PushOptions,
+        done: impl FnOnce(Result<Push>) + Send + 'static,
+    ) -> Result<()> {
+        self.call_async(vec![], options, true, done)
+    }
+
+    fn call_async(
+        &self,
+        bytes: Vec<u8>,
+        options: PushOptions,
+        last: bool,
+        done: impl FnOnce(Result<Push>) + Send + 'static,
+    ) -> Result<()> {
         let core = &self.shared.core;
         core.counters.pushes.add(1);
         let begin = || {
             let taken = self.take()?;
             taken.check_open()?;
-            Ok(move |completion: Completion<_>| match taken.plan(&bytes, false, &options.control) {
+            Ok(move |completion: Completion<_>| match taken.plan(&bytes, last, &options.control) {
                 Err(error) => {
                     drop(taken);
                     completion.answer(Err(error));

@@ -2,13 +2,14 @@
 //! is linked into.
 #![allow(unsafe_code)] // One call of the dynamic loader.
 
-use std::ffi::{CStr, OsStr};
 use std::path::PathBuf;
 
 /// The absolute path of this module's file, if the loader knows it.
 #[cfg(unix)]
 pub(crate) fn path() -> Option<PathBuf> {
+    use std::ffi::{CStr, OsStr};
     use std::os::unix::ffi::OsStrExt;
+
     let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
     let own_code = path as *const () as *const libc::c_void;
     // SAFETY: dladdr only looks the address up, and fills `info`, which is ours, when it finds it.

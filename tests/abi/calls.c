@@ -352,6 +352,41 @@ static void pushes(void)
     CHECK(siren_stream_free(stream) == SIREN_OK);
 }
 
+/* Half a character is told by the callback, and leaves the stream as it was; what was finished
+ * refuses at once. */
+static void finishes(void)
+{
+    static const struct call nothing;
+    struct call call = nothing;
+    siren_error error = SIREN_ERROR_INIT;
+    siren_push_result result = SIREN_PUSH_RESULT_INIT;
+    siren_stream *stream = NULL;
+    REQUIRE(siren_stream_new(guard, NULL, &stream, NULL) == SIREN_OK);
+    CHECK(siren_stream_push(stream, TEXT "\xe2", strlen(TEXT) + 1, NULL, &result, NULL)
+          == SIREN_OK);
+    REQUIRE(siren_stream_finish_async(stream, NULL, done_push, &call, NULL) == SIREN_OK);
+    wait_for(&call);
+    CHECK(call.called == 1 && call.status == SIREN_INVALID_UTF8);
+    CHECK(siren_stream_push(stream, "\x82\xac", 2, NULL, &result, NULL) == SIREN_OK);
+    call = nothing;
+    REQUIRE(siren_stream_finish_async(stream, NULL, done_push, &call, NULL) == SIREN_OK);
+    wait_for(&call);
+    CHECK(call.called == 1 && call.status == SIREN_OK);
+    CHECK(near(call.score, score_of(guard, TEXT "\xe2\x82\xac")));
+    call = nothing;
+    CHECK(siren_stream_finish_async(stream, NULL, done_push, &call, &error)
+          == SIREN_INVALID_ARGUMENT);
+    CHECK(strstr(error.message, "finished") != NULL && call.called == 0);
+
+    /* The stream is freed under it: the callback still comes. */
+    CHECK(siren_stream_reset(stream, NULL) == SIREN_OK);
+    CHECK(siren_stream_push(stream, TEXT, strlen(TEXT), NULL, &result, NULL) == SIREN_OK);
+    REQUIRE(siren_stream_finish_async(stream, NULL, done_push, &call, NULL) == SIREN_OK);
+    CHECK(siren_stream_free(stream) == SIREN_OK);
+    wait_for(&call);
+    CHECK(call.status == SIREN_OK && near(call.score, expected));
+}
+
 /* ---- a queue for two ---- */
 
 static siren_guard *narrow;
@@ -448,6 +483,7 @@ int main(int argc, char **argv)
     callbacks_that_free();
     freed_under_way();
     pushes();
+    finishes();
     waiting();
     small_stack();
     CHECK(score_of(guard, TEXT) == expected);

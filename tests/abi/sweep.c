@@ -218,6 +218,11 @@ static int32_t options_of_push_async(void *p)
     return outcome(siren_stream_push_async(stream, TEXT, 1, p, take_push, &taken, error));
 }
 
+static int32_t options_of_finish_async(void *p)
+{
+    return outcome(siren_stream_finish_async(stream, p, take_push, &taken, error));
+}
+
 static int32_t result_of_push(void *p)
 {
     return siren_stream_push(stream, TEXT, sizeof TEXT - 1, NULL, p, error);
@@ -259,6 +264,8 @@ static const struct kind stream_kinds[] = {
      options_of_finish},
     {"siren_push_options", sizeof(siren_push_options), 0, MAY_BE_NULL, fill_push_options,
      options_of_push_async},
+    {"siren_push_options", sizeof(siren_push_options), 0, MAY_BE_NULL, fill_push_options,
+     options_of_finish_async},
     {"siren_push_result", sizeof(siren_push_result), 1, NEVER_NULL, fill_output, result_of_push},
     {"siren_push_result", sizeof(siren_push_result), 1, NEVER_NULL, fill_output,
      result_of_finish},
@@ -318,6 +325,8 @@ static int32_t with_error(int call, int wrong, siren_error *e)
     case 17:
         return siren_stream_push_async(s, TEXT, 1, NULL, take_push, &taken, e);
     case 18:
+        return siren_stream_finish_async(s, NULL, take_push, &taken, e);
+    case 19:
         return siren_stream_reset(s, e);
     default:
         return siren_stream_fork(s, &out.stream, e);
@@ -330,7 +339,7 @@ static void sweep_error_struct(void)
     const size_t sizes[] = {sizeof(siren_error), sizeof(siren_error) + 8};
     int call;
     size_t i;
-    for (call = 0; call <= 19; call++) {
+    for (call = 0; call <= 20; call++) {
         for (i = 0; i < sizeof wrong / sizeof *wrong; i++) {
             void *only_size = edge(4);
             set_size(only_size, wrong[i]);
@@ -640,7 +649,7 @@ static void sweep_call_options(void)
         {"reserved is not 0", &stream_options.reserved, &stream_options,
          {options_of_stream, NULL, NULL, NULL}},
         {"wait is ", &push_options.wait, &push_options,
-         {options_of_push, options_of_finish, options_of_push_async, NULL}},
+         {options_of_push, options_of_finish, options_of_push_async, options_of_finish_async}},
     };
     size_t i, value, call;
     for (i = 0; i < sizeof flags / sizeof *flags; i++) {
@@ -670,6 +679,8 @@ static void sweep_call_options(void)
             options_of_finish(&push_options));
     REFUSED(SIREN_INVALID_ARGUMENT, "token_scores is NULL with a capacity of 7",
             options_of_push_async(&push_options));
+    REFUSED(SIREN_INVALID_ARGUMENT, "token_scores is NULL with a capacity of 7",
+            options_of_finish_async(&push_options));
 }
 
 /* ---- handles ---- */
@@ -703,6 +714,8 @@ static void bad_stream(siren_stream *handle, int32_t status, const char *words)
     REFUSED(status, words, siren_stream_finish(handle, NULL, &out.push, error));
     REFUSED(status, words,
             siren_stream_push_async(handle, TEXT, 1, NULL, take_push, &taken, error));
+    REFUSED(status, words,
+            siren_stream_finish_async(handle, NULL, take_push, &taken, error));
     REFUSED(status, words, siren_stream_reset(handle, error));
     REFUSED(status, words, siren_stream_fork(handle, &out.stream, error));
     CHECK(siren_stream_free(handle) == (handle ? status : SIREN_OK));
@@ -723,6 +736,7 @@ static void bad_token(siren_cancel_token *handle, int32_t status, const char *wo
         REFUSED(status, words, options_of_push(&push_options));
         REFUSED(status, words, options_of_finish(&push_options));
         REFUSED(status, words, options_of_push_async(&push_options));
+        REFUSED(status, words, options_of_finish_async(&push_options));
     }
 }
 
@@ -870,6 +884,8 @@ static void sweep_callbacks(void)
             siren_score_batch_async(guard, &good, 1, NULL, NULL, &taken, error));
     REFUSED(SIREN_INVALID_ARGUMENT, "callback is NULL",
             siren_stream_push_async(stream, TEXT, 1, NULL, NULL, &taken, error));
+    REFUSED(SIREN_INVALID_ARGUMENT, "callback is NULL",
+            siren_stream_finish_async(stream, NULL, NULL, &taken, error));
     ACCEPTED(input_of_async(&good));
     CHECK(memcmp(&taken.results[0], &expected, sizeof expected) == 0);
     /* A batch of nothing still calls back. */
@@ -992,7 +1008,8 @@ static siren_text *open_text(siren_open_options *options, int field)
 {
     siren_text *texts[] = {&options->model,        &options->backbone,  &options->device,
                            &options->dtype,        &options->cache_dir, &options->hub_endpoint,
-                           &options->hub_token,    &options->data_dir};
+                           &options->hub_token,    &options->data_dir,
+                           &options->packed_cache};
     return texts[field];
 }
 
@@ -1004,14 +1021,15 @@ static int32_t open_with(siren_open_options options)
 static void sweep_open(const char *model)
 {
     static const char *const names[] = {"model",     "backbone",     "device",    "dtype",
-                                        "cache_dir", "hub_endpoint", "hub_token", "data_dir"};
+                                        "cache_dir", "hub_endpoint", "hub_token", "data_dir",
+                                        "packed_cache"};
     siren_open_options options;
     char words[80], long_name[1 << 16];
     int field, without_hub;
 
     REFUSED(SIREN_INVALID_ARGUMENT, "guard is NULL", siren_open(&open_options, NULL, error));
     REFUSED(SIREN_INVALID_ARGUMENT, "guard is NULL", siren_open(NULL, NULL, error));
-    for (field = 0; field < 8; field++) {
+    for (field = 0; field < 9; field++) {
         options = open_options;
         *open_text(&options, field) = bytes_of("ab\xff", 3);
         sprintf(words, "%s is not valid UTF-8 at byte 2", names[field]);
@@ -1070,6 +1088,10 @@ static void sweep_open(const char *model)
     options.no_prefix_cache = 1;
     options.prefix_cache_bytes = 9;
     REFUSED(SIREN_INVALID_ARGUMENT, "prefix_cache_bytes is 9", open_with(options));
+    options = open_options;
+    options.read_weights = 1;
+    options.packed_cache = text_of("auto");
+    REFUSED(SIREN_INVALID_ARGUMENT, "a packed cache is mapped", open_with(options));
     options = open_options;
     options.reserved = 1;
     REFUSED(SIREN_INVALID_ARGUMENT, "siren_open_options.reserved", open_with(options));

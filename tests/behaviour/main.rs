@@ -10,6 +10,8 @@ mod guard_files;
 mod limits;
 mod oracle;
 mod own_process;
+#[cfg(unix)]
+mod packed_cache;
 #[path = "../parity/rule.rs"]
 mod rule;
 mod streams;

@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout)] // What a test measured is for its reader.
 
+mod as_gpu;
 mod gguf;
 mod int8;
 mod rule;

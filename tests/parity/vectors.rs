@@ -50,6 +50,11 @@ impl Vectors {
 }
 
 impl Vector {
+    /// The text, where it is one text and no exchange.
+    pub fn text(&self) -> Option<&str> {
+        self.text.as_deref()
+    }
+
     pub fn input(&self) -> Input<'_> {
         match &self.text {
             Some(text) => Input::Text(text),

@@ -47,6 +47,7 @@ namespace Siren
         public ulong PrefixCacheBytes;
         public uint NoPrefixCache;
         public uint Reserved;
+        public NativeText PackedCache;
     }
 
     internal struct NativeInput
@@ -186,7 +187,7 @@ namespace Siren
     internal sealed unsafe class Native
     {
         public const uint AbiMajor = 0;
-        public const uint AbiMinor = 2;
+        public const uint AbiMinor = 3;
 
         private static readonly object Loading = new object();
         private static volatile Native? loaded;
@@ -215,6 +216,7 @@ namespace Siren
         public readonly delegate* unmanaged[Cdecl]<IntPtr, byte*, nuint, NativePushOptions*, NativePushResult*, NativeError*, int> StreamPush;
         public readonly delegate* unmanaged[Cdecl]<IntPtr, byte*, nuint, NativePushOptions*, IntPtr, IntPtr, NativeError*, int> StreamPushAsync;
         public readonly delegate* unmanaged[Cdecl]<IntPtr, NativePushOptions*, NativePushResult*, NativeError*, int> StreamFinish;
+        public readonly delegate* unmanaged[Cdecl]<IntPtr, NativePushOptions*, IntPtr, IntPtr, NativeError*, int> StreamFinishAsync;
         public readonly delegate* unmanaged[Cdecl]<IntPtr, NativeError*, int> StreamReset;
         public readonly delegate* unmanaged[Cdecl]<IntPtr, IntPtr*, NativeError*, int> StreamFork;
         public readonly delegate* unmanaged[Cdecl]<IntPtr, int> StreamFree;
@@ -263,6 +265,7 @@ namespace Siren
             StreamPush = (delegate* unmanaged[Cdecl]<IntPtr, byte*, nuint, NativePushOptions*, NativePushResult*, NativeError*, int>)library.Find("siren_stream_push");
             StreamPushAsync = (delegate* unmanaged[Cdecl]<IntPtr, byte*, nuint, NativePushOptions*, IntPtr, IntPtr, NativeError*, int>)library.Find("siren_stream_push_async");
             StreamFinish = (delegate* unmanaged[Cdecl]<IntPtr, NativePushOptions*, NativePushResult*, NativeError*, int>)library.Find("siren_stream_finish");
+            StreamFinishAsync = (delegate* unmanaged[Cdecl]<IntPtr, NativePushOptions*, IntPtr, IntPtr, NativeError*, int>)library.Find("siren_stream_finish_async");
             StreamReset = (delegate* unmanaged[Cdecl]<IntPtr, NativeError*, int>)library.Find("siren_stream_reset");
             StreamFork = (delegate* unmanaged[Cdecl]<IntPtr, IntPtr*, NativeError*, int>)library.Find("siren_stream_fork");
             StreamFree = (delegate* unmanaged[Cdecl]<IntPtr, int>)library.Find("siren_stream_free");

@@ -39,6 +39,7 @@ namespace Siren
             {
                 model, options.Backbone, options.Device, options.Dtype, options.CacheDirectory,
                 options.HubEndpoint, options.HubToken, options.DataDirectory ?? NativeLoader.PackagedData(),
+                options.PackedCache,
             };
             long characters = 0;
             foreach (string? text in given)
@@ -59,6 +60,7 @@ namespace Siren
                 native.HubEndpoint = texts.AddGiven(given[5]);
                 native.HubToken = texts.AddGiven(given[6]);
                 native.DataDir = texts.AddGiven(given[7]);
+                native.PackedCache = texts.AddGiven(given[8]);
                 native.Threads = checked((uint)Number.Count(options.Threads, nameof(options.Threads)));
                 native.MaxLength = Number.Count(options.MaxLength, nameof(options.MaxLength));
                 native.MaxTextBytes = Number.Count(options.MaxTextBytes, nameof(options.MaxTextBytes));

@@ -20,6 +20,11 @@ namespace Siren
         public string? HubToken { get; set; }
         /// <summary>Where <c>models/demo</c> lies; null is SIREN_DATA_DIR, the package's, or beside the library.</summary>
         public string? DataDirectory { get; set; }
+        /// <summary>
+        /// A directory in which packed weights are kept in a file, which the next open maps and processes
+        /// share; <c>auto</c> is <c>packed</c> beside the backbone's weights, null keeps none.
+        /// </summary>
+        public string? PackedCache { get; set; }
         /// <summary>Threads of the guard's own pool; 0 is what affinity and the cgroup's quota allow.</summary>
         public int Threads { get; set; }
         /// <summary>Longest text in tokens; 0 is the artifact's.</summary>

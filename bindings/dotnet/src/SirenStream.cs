@@ -74,13 +74,16 @@ namespace Siren
         public Task<SirenPushResult> PushAsync(ReadOnlyMemory<byte> utf8, SirenPushOptions? options = null, CancellationToken cancellation = default)
         {
             CheckCarried();
-            return StartPush(utf8.Span, options, cancellation);
+            return Start(utf8.Span, finish: false, options, cancellation);
         }
 
-        /// <summary>Finishes the stream on a thread of the pool.</summary>
+        /// <summary>Finishes without blocking a thread. The stream is in use until the task has ended.</summary>
         /// <inheritdoc cref="Finish"/>
-        public Task<SirenPushResult> FinishAsync(SirenPushOptions? options = null, CancellationToken cancellation = default) =>
-            Task.Run(() => Finish(options, cancellation), cancellation);
+        public Task<SirenPushResult> FinishAsync(SirenPushOptions? options = null, CancellationToken cancellation = default)
+        {
+            CheckCarried();
+            return Start(default, finish: true, options, cancellation);
+        }
 
         /// <summary>Forgets what was pushed, and keeps the prompt and the options.</summary>
         /// <exception cref="SirenException">It failed.</exception>
@@ -126,7 +129,7 @@ namespace Siren
             }
         }
 
-        private Task<SirenPushResult> StartPush(ReadOnlySpan<byte> utf8, SirenPushOptions? options, CancellationToken cancellation)
+        private Task<SirenPushResult> Start(ReadOnlySpan<byte> utf8, bool finish, SirenPushOptions? options, CancellationToken cancellation)
         {
             var pending = new Pending<SirenPushResult>(cancellation);
             try
@@ -139,9 +142,10 @@ namespace Siren
                     Fill(options, pending.Cancel(), (double*)pending.Pin(scores), scores.Length, &native);
                     NativeError error;
                     Failure.Prepare(&error);
-                    Failure.Check(
-                        Native.Api.StreamPushAsync(held.Value, start, (nuint)utf8.Length, &native, Callbacks.PushPointer, pending.Begin(), &error),
-                        &error, cancellation);
+                    int status = finish
+                        ? Native.Api.StreamFinishAsync(held.Value, &native, Callbacks.PushPointer, pending.Begin(), &error)
+                        : Native.Api.StreamPushAsync(held.Value, start, (nuint)utf8.Length, &native, Callbacks.PushPointer, pending.Begin(), &error);
+                    Failure.Check(status, &error, cancellation);
                 }
             }
             catch (Exception e)
@@ -216,7 +220,7 @@ namespace Siren
             Task<SirenPushResult> pushing;
             try
             {
-                pushing = StartPush(bytes.AsSpan(0, length), options, cancellation);
+                pushing = Start(bytes.AsSpan(0, length), finish: false, options, cancellation);
             }
             finally
             {

@@ -68,7 +68,7 @@ function checkAnswer(status, address) {
   frames.check(status, failure_);
 }
 
-/** Reads the answer of `siren_score_async` and `siren_stream_push_async`. */
+/** Reads the answer of `siren_score_async` and of the calls of streams. */
 const reader = (name, read) => {
   const memory = frames.record(name);
   return (status, result, error) => {

@@ -370,6 +370,7 @@ const OPEN_TEXTS = {
   hubEndpoint: 'hub_endpoint',
   hubToken: 'hub_token',
   dataDir: 'data_dir',
+  packedCache: 'packed_cache',
 };
 const OPEN_NUMBERS = {
   maxLength: 'max_length',

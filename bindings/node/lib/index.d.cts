@@ -122,6 +122,11 @@ export interface OpenOptions {
   hubToken?: string;
   /** Where `models/demo` lies. */
   dataDir?: string;
+  /**
+   * A directory in which packed weights are kept in a file, which the next open maps and processes share;
+   * `auto`: in packed/ beside the backbone's weights.
+   */
+  packedCache?: string;
   /** Longest text in tokens. */
   maxLength?: number;
   /** Longest text in bytes. 4 MiB if not said. */

@@ -16,12 +16,13 @@ const layouts = {
     },
   },
   siren_open_options: {
-    size: 224,
+    size: 240,
     at: {
       struct_size: 0, threads: 4, model: 8, backbone: 24, device: 40, dtype: 56, cache_dir: 72,
       hub_endpoint: 88, hub_token: 104, data_dir: 120, max_length: 136, max_text_bytes: 144, max_batch: 152,
       max_queue: 160, offline: 168, read_weights: 172, progress: 176, progress_user_data: 184,
       max_streams: 192, kv_bytes: 200, prefix_cache_bytes: 208, no_prefix_cache: 216, reserved: 220,
+      packed_cache: 224,
     },
   },
   siren_input: {

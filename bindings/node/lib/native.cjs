@@ -5,7 +5,7 @@ const fs = require('node:fs');
 const path = require('node:path');
 const koffi = require('koffi');
 
-const ABI = { major: 0, minor: 2 };
+const ABI = { major: 0, minor: 3 };
 const SONAME = 'libsiren.so.0';
 
 // Parameters: p a pointer or a handle, which goes as a number (what it points to is laid out in
@@ -26,7 +26,7 @@ const FUNCTIONS = {
   siren_cancel_token_free: 'p',
   siren_stream_new: 'pppp',
   siren_stream_push_async: 'ppnpppp',
-  siren_stream_finish: 'pppp',
+  siren_stream_finish_async: 'ppppp',
   siren_stream_reset: 'pp',
   siren_stream_fork: 'ppp',
   siren_stream_free: 'p',

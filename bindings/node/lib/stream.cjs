@@ -2,7 +2,7 @@
 
 const { layouts, writeU64 } = require('./layout.cjs');
 const { Memory, addressOf, native } = require('./native.cjs');
-const { call, cancellable, reader, short } = require('./calls.cjs');
+const { call, cancellable, reader } = require('./calls.cjs');
 const { errorOf, failure } = require('./errors.cjs');
 const { OWN, forgotten } = require('./guard.cjs');
 const frames = require('./frames.cjs');
@@ -63,27 +63,13 @@ class Stream {
     } else if (half) {
       throw frames.lone('the chunk before this one');
     }
-    const result = await this.#run(options, (given, token, scores) =>
-      call(
-        'score',
-        (callback, number) => {
-          const texts = new frames.Texts();
-          const [address, length] = texts.place('the chunk', text);
-          const status = native().siren_stream_push_async(
-            this.#open(),
-            address,
-            length,
-            given.address,
-            callback,
-            number,
-            frames.failed.address,
-          );
-          texts.release();
-          return status;
-        },
-        reader('siren_push_result', (memory) => frames.readPush(memory, scores)),
-      ),
-    );
+    const result = await this.#run(options, (...others) => {
+      const texts = new frames.Texts();
+      const [address, length] = texts.place('the chunk', text);
+      const status = native().siren_stream_push_async(this.#open(), address, length, ...others);
+      texts.release();
+      return status;
+    });
     this.#half = rest;
     return result;
   }
@@ -92,17 +78,13 @@ class Stream {
   async finish(options) {
     options = frames.checkOptions('finish', options, PUSH_OPTIONS);
     if (this.#half) throw frames.lone('the end of the stream');
-    return this.#run(options, async (given, token, scores) => {
-      const result = frames.record('siren_push_result');
-      const error = frames.record('siren_error');
-      frames.check(await short.run('siren_stream_finish', this.#open(), given, result, error), error);
-      return frames.readPush(result, scores);
-    });
+    return this.#run(options, (...others) => native().siren_stream_finish_async(this.#open(), ...others));
   }
 
-  #run(options, start) {
+  /** Runs a call that `begin` begins with the parameters from the options on; gives its status. */
+  #run(options, begin) {
     const { signal, tokenScores } = options;
-    // The library writes to it until it answers: `start` reads it then.
+    // The library writes to it until it answers.
     const scores =
       tokenScores === undefined ? undefined : new Float64Array(frames.whole('tokenScores', tokenScores, 1));
     return this.#load.run(
@@ -116,7 +98,11 @@ class Stream {
             writeU64(given.view, at.token_scores, addressOf(scores));
             writeU64(given.view, at.token_scores_capacity, scores.length);
           }
-          return start(given, token, scores);
+          return call(
+            'score',
+            (callback, number) => begin(given.address, callback, number, frames.failed.address),
+            reader('siren_push_result', (memory) => frames.readPush(memory, scores)),
+          );
         }),
       options,
     );

@@ -94,7 +94,7 @@ test('token scores are the running scores', async () => {
   stream.close();
 });
 
-test('many streams at once, finished on few threads', async () => {
+test('many streams at once, finished without a thread each', async () => {
   const { score } = await guard.score(HARMFUL);
   const results = await Promise.all(
     Array.from({ length: 200 }, async () => {

@@ -85,7 +85,8 @@ def test_a_pool_of_spawned_processes(guard):
 
 HOLD = """
 import sys, libsiren
-guard = libsiren.SirenGuard.open(sys.argv[1], threads=1)
+options = {"packed_cache": sys.argv[2]} if sys.argv[2:] else {}
+guard = libsiren.SirenGuard.open(sys.argv[1], threads=1, **options)
 guard.score("text")
 print("ready", flush=True)
 sys.stdin.readline()
@@ -120,6 +121,30 @@ def test_processes_share_what_they_map(name):
         resident, proportional = (sum(column) for column in zip(*sizes))
         assert resident > 0
         assert proportional < resident * 0.6
+    finally:
+        for holder in holders:
+            holder.communicate("\n", timeout=60)
+
+
+def test_processes_share_packed_weights(tmp_path):
+    """Of packed weights in a file, each of N processes is counted an Nth, and holds none of its own."""
+    count = 4
+    open_one = [sys.executable, "-c", HOLD, str(DEMO)]
+    holders = []
+    try:
+        for _ in range(count):
+            # One after the other, so that the first makes the file.
+            holders.append(
+                subprocess.Popen([*open_one, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            assert holders[-1].stdout.readline() == "ready\n"
+        (file,) = tmp_path.iterdir()
+        sizes = [mapping(holder.pid, file.name) for holder in holders]
+        print(f"{file.name}: kB resident and proportional of each of {count} processes: {sizes}")
+        # All of it was checked, and is one copy.
+        for resident, proportional in sizes:
+            assert resident >= file.stat().st_size // 1024 * 0.9
+            assert proportional <= resident / count * 1.1
     finally:
         for holder in holders:
             holder.communicate("\n", timeout=60)

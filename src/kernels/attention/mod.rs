@@ -6,8 +6,10 @@
 #![allow(unsafe_code)] // Tasks write disjoint columns of the result, which slices cannot express.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+mod avx512;
 mod simd;
+#[cfg(target_arch = "x86_64")]
+mod tiled;
 
 use std::ops::Range;
 
@@ -21,7 +23,7 @@ use super::{Arena, Heads, Precision, Span};
 use super::{
     packed::Line,
     strips::{self, Layout},
-    tiles::TILE_K,
+    tiles::{TILE_K, Unit},
 };
 use crate::error::{Error, Result};
 
@@ -30,7 +32,10 @@ use crate::error::{Error, Result};
 enum Kernel {
     /// Tiles of bf16.
     #[cfg(target_arch = "x86_64")]
-    Amx,
+    Tiled(Unit),
+    /// Vectors of f32 of 512 bits.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
     /// Vectors of f32.
     Simd(Arch),
 }
@@ -39,8 +44,14 @@ impl Kernel {
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     fn new(dim: usize, precision: Precision) -> Self {
         #[cfg(target_arch = "x86_64")]
-        if precision != Precision::F32 && amx::available(dim) {
-            return Self::Amx;
+        if precision != Precision::F32
+            && let Some(unit) = tiled::unit(dim)
+        {
+            return Self::Tiled(unit);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if avx512::available(dim) {
+            return Self::Avx512;
         }
         Self::Simd(Arch::new())
     }
@@ -51,7 +62,9 @@ impl Kernel {
         match self {
             // Enough queries for a tile's rows; so many that what was made of the keys pays.
             #[cfg(target_arch = "x86_64")]
-            Self::Amx => (amx::QUERIES.div_ceil(group), 128),
+            Self::Tiled(_) => (tiled::QUERIES.div_ceil(group), 128),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => (simd::MOST_ROWS, 32),
             Self::Simd(_) => (simd::TILE, 32),
         }
     }
@@ -59,9 +72,15 @@ impl Kernel {
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     fn run(self, task: Task<'_>, arena: &Arena) -> Result<()> {
         match self {
-            // SAFETY: `new` saw that the CPU has the instructions and the head is whole tiles.
+            // SAFETY: `new` asked for the unit for these heads.
             #[cfg(target_arch = "x86_64")]
-            Self::Amx => unsafe { amx::attend(task, arena) },
+            Self::Tiled(unit) => unsafe { tiled::attend(unit, task, arena) },
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                // SAFETY: `new` saw that the CPU has the instructions, for these heads.
+                unsafe { avx512::attend(task) };
+                Ok(())
+            }
             Self::Simd(arch) => {
                 arch.dispatch(task);
                 Ok(())
@@ -82,10 +101,21 @@ pub(super) fn attention(
     arena: &Arena,
     out: &mut Inputs,
 ) -> Result<()> {
+    attend(Kernel::new(heads.dim, precision), qkv, spans, heads, arena, out)
+}
+
+/// As [`attention`], with that kernel.
+fn attend(
+    kernel: Kernel,
+    qkv: &[f32],
+    spans: &[Span<'_>],
+    heads: Heads,
+    arena: &Arena,
+    out: &mut Inputs,
+) -> Result<()> {
     let Heads { query, key_value, dim } = heads;
     let tokens = qkv.len() / heads.qkv();
     let per_task = (tokens * key_value).div_ceil(4 * rayon::current_num_threads());
-    let kernel = Kernel::new(dim, precision);
     let (fewest, most) = kernel.rows(query / key_value);
     let per_task = per_task.clamp(fewest, most);
     let mut strips = Vec::new();
@@ -249,5 +279,53 @@ impl Task<'_> {
         let column = (self.head * self.group() + member) * self.heads.dim;
         // SAFETY: a head's columns of one of this task's rows, which nobody else has.
         unsafe { self.out.write(self.first_row + row, column, result) };
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::kernels::{Backend, Form, KvShape, Meter, Rows};
+
+    /// Text of `length` tokens whose first `known` ran before, by each kernel of f32.
+    #[test]
+    fn kernels_of_f32_have_the_same_bits() {
+        let mut state = 7u64;
+        let mut random = |count: usize| -> Vec<f32> {
+            let mut next = || {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 33) as f32 / (1u64 << 29) as f32 - 2.0
+            };
+            (0..count).map(|_| next()).collect()
+        };
+        let arena = Arena::new(1 << 20);
+        for (query, key_value, dim) in [(4, 2, 64), (3, 1, 16), (5, 5, 80), (2, 1, 128)] {
+            let heads = Heads { query, key_value, dim };
+            if !avx512::available(dim) {
+                // SKIPPED: without AVX-512 there is one kernel of f32.
+                return;
+            }
+            for (length, known) in [(1, 0), (7, 0), (16, 15), (63, 20), (65, 0), (150, 131)] {
+                let shape = KvShape { layers: 1, heads };
+                let mut kv = Kv::new(shape, &Backend::Cpu, &Meter::default());
+                kv.reserve(0, length).unwrap();
+                let text =
+                    Rows::copied(&arena, &random(length * heads.qkv()), heads.qkv()).unwrap();
+                kv.store(0, 0, &text, 0..length).unwrap();
+                let rows = length - known;
+                let run = |kernel| {
+                    let span = Span { rows: 0..rows, position: known, kv: &kv, layer: 0 };
+                    let mut out = Inputs::lend(&arena, rows, query * dim, Form::Rows).unwrap();
+                    out.rows_mut().unwrap().cpu_mut().unwrap().fill(f32::NAN);
+                    let qkv = text.range(known..length).unwrap();
+                    attend(kernel, qkv, &[span], heads, &arena, &mut out).unwrap();
+                    let out = out.into_rows().unwrap();
+                    out.cpu().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+                };
+                let [wide, any] = [Kernel::Avx512, Kernel::Simd(Arch::new())].map(run);
+                assert!(wide == any, "{heads:?} {length} {known}");
+                assert!(wide.iter().all(|bits| f32::from_bits(*bits).is_finite()));
+            }
+        }
     }
 }

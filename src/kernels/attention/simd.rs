@@ -1,4 +1,4 @@
-//! Attention in f32 vectors of whatever width the CPU has.
+//! Attention in f32: the online softmax, and its products in vectors of whatever width the CPU has.
 
 use pulp::{Simd, WithSimd};
 
@@ -8,9 +8,11 @@ use super::Task;
 
 /// Keys in a block. Blocks start at multiples of it, counted from the text's first token, so that
 /// a query's result does not depend on how the queries were shared out.
-const KEYS: usize = 64;
-/// Query rows that share a block's loads.
+pub(super) const KEYS: usize = 64;
+/// Queries that share a block's loads.
 pub(super) const TILE: usize = 4;
+/// The most that any [`Products`] take.
+pub(super) const MOST_ROWS: usize = 6;
 
 const _: () = assert!(KEYS.is_multiple_of(PAGE_TOKENS));
 
@@ -28,92 +30,104 @@ struct Scratch {
 }
 
 /// Consecutive keys and values of one head, where they lie.
-struct Block<'p> {
+pub(super) struct Block<'p> {
     /// The first key's place in its text.
     start: usize,
     /// How many there are, at most [`KEYS`].
-    count: usize,
+    pub(super) count: usize,
     /// Of each page, keys `[dim, PAGE_TOKENS]` and values `[PAGE_TOKENS, dim]`.
-    keys: [&'p [f32]; KEYS / PAGE_TOKENS],
-    values: [&'p [f32]; KEYS / PAGE_TOKENS],
+    pub(super) keys: [&'p [f32]; KEYS / PAGE_TOKENS],
+    pub(super) values: [&'p [f32]; KEYS / PAGE_TOKENS],
 }
 
-impl WithSimd for Task<'_> {
-    type Output = ();
+/// The two products of attention.
+pub(super) trait Products: Copy {
+    /// Queries that share a block's loads where there are as many.
+    const TILE: usize;
 
-    #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        let (dim, group, queries) = (self.heads.dim, self.group(), self.queries());
-        let mut scratch = Scratch {
-            group,
-            dim,
-            queries: vec![0.0; queries * dim],
-            sums: vec![0.0; queries * dim],
-            maxima: vec![f32::NEG_INFINITY; queries],
-            totals: vec![0.0; queries],
+    /// Queries times the keys of a block; what stands past its last key is for the caller to mask.
+    fn scores<const ROWS: usize>(
+        self,
+        queries: [&[f32]; ROWS],
+        block: &Block<'_>,
+        scores: &mut [[f32; KEYS]; ROWS],
+    );
+
+    /// Adds weights times the values of a block to `sums`, `[ROWS, dim]`.
+    fn weigh<const ROWS: usize>(
+        self,
+        weights: &[[f32; KEYS]; ROWS],
+        block: &Block<'_>,
+        dim: usize,
+        sums: &mut [f32],
+    );
+}
+
+/// Computes a task's result.
+#[inline(always)]
+pub(super) fn attend<P: Products>(products: P, mut task: Task<'_>) {
+    let (dim, group, queries) = (task.heads.dim, task.group(), task.queries());
+    let mut scratch = Scratch {
+        group,
+        dim,
+        queries: vec![0.0; queries * dim],
+        sums: vec![0.0; queries * dim],
+        maxima: vec![f32::NEG_INFINITY; queries],
+        totals: vec![0.0; queries],
+    };
+    let scale = task.scale();
+    for (at, target) in scratch.queries.chunks_exact_mut(dim).enumerate() {
+        for (target, source) in target.iter_mut().zip(task.query(at)) {
+            *target = source * scale;
+        }
+    }
+    let mut pages = task.pages.head(task.layer, task.head);
+    for start in (0..task.positions.end).step_by(KEYS) {
+        let mut block = Block {
+            start,
+            count: KEYS.min(task.positions.end - start),
+            keys: [&[]; KEYS / PAGE_TOKENS],
+            values: [&[]; KEYS / PAGE_TOKENS],
         };
-        let scale = self.scale();
-        for (at, target) in scratch.queries.chunks_exact_mut(dim).enumerate() {
-            for (target, source) in target.iter_mut().zip(self.query(at)) {
-                *target = source * scale;
-            }
+        for i in 0..KEYS / PAGE_TOKENS {
+            // Past the last page another stands in: its scores are masked.
+            let page = if i * PAGE_TOKENS < block.count { pages.next() } else { None };
+            let page = page.unwrap_or((block.keys[0], block.values[0]));
+            (block.keys[i], block.values[i]) = page;
         }
-        let mut pages = self.pages.head(self.layer, self.head);
-        for start in (0..self.positions.end).step_by(KEYS) {
-            let mut block = Block {
-                start,
-                count: KEYS.min(self.positions.end - start),
-                keys: [&[]; KEYS / PAGE_TOKENS],
-                values: [&[]; KEYS / PAGE_TOKENS],
+        let first = task.positions.start.max(start) - task.positions.start;
+        let mut at = first * group;
+        let first_row = task.positions.start;
+        while at < queries {
+            at += match (queries - at).min(P::TILE) {
+                MOST_ROWS => {
+                    attend_block::<P, MOST_ROWS>(products, &mut scratch, at, first_row, &block)
+                }
+                4 | 5 => attend_block::<P, 4>(products, &mut scratch, at, first_row, &block),
+                2 | 3 => attend_block::<P, 2>(products, &mut scratch, at, first_row, &block),
+                _ => attend_block::<P, 1>(products, &mut scratch, at, first_row, &block),
             };
-            for i in 0..KEYS / PAGE_TOKENS {
-                // Past the last page another stands in: its scores are masked.
-                let page = if i * PAGE_TOKENS < block.count { pages.next() } else { None };
-                let page = page.unwrap_or((block.keys[0], block.values[0]));
-                (block.keys[i], block.values[i]) = page;
-            }
-            let first = self.positions.start.max(start) - self.positions.start;
-            let mut at = first * group;
-            while at + TILE <= queries {
-                attend_block::<S, TILE>(simd, &mut scratch, at, self.positions.start, &block);
-                at += TILE;
-            }
-            while at < queries {
-                attend_block::<S, 1>(simd, &mut scratch, at, self.positions.start, &block);
-                at += 1;
-            }
         }
-        for (at, (sums, total)) in
-            scratch.sums.chunks_exact_mut(dim).zip(&scratch.totals).enumerate()
-        {
-            sums.iter_mut().for_each(|sum| *sum /= total);
-            self.put(at, sums);
-        }
+    }
+    for (at, (sums, total)) in scratch.sums.chunks_exact_mut(dim).zip(&scratch.totals).enumerate() {
+        sums.iter_mut().for_each(|sum| *sum /= total);
+        task.put(at, sums);
     }
 }
 
-/// Adds one block of keys to `ROWS` queries from index `at`.
+/// Adds one block of keys to `ROWS` queries from index `at`, and tells how many those are.
 #[inline(always)]
-fn attend_block<S: Simd, const ROWS: usize>(
-    simd: S,
+fn attend_block<P: Products, const ROWS: usize>(
+    products: P,
     scratch: &mut Scratch,
     at: usize,
     first_row: usize,
     block: &Block<'_>,
-) {
+) -> usize {
     let Scratch { group, dim, .. } = *scratch;
     let mut scores = [[0f32; KEYS]; ROWS];
-    let queries: [&[f32]; ROWS] =
-        std::array::from_fn(|r| &scratch.queries[(at + r) * dim..][..dim]);
-    for keys in (0..KEYS).step_by(2 * S::F32_LANES) {
-        if keys >= block.count {
-            break;
-        }
-        let product = query_keys(simd, queries, block, keys);
-        for (row, [low, high]) in scores.iter_mut().zip(product) {
-            store(simd, &mut row[keys..], low, high);
-        }
-    }
+    let queries = std::array::from_fn(|r| &scratch.queries[(at + r) * dim..][..dim]);
+    products.scores(queries, block, &mut scores);
     for (r, row) in scores.iter_mut().enumerate() {
         let position = first_row + (at + r) / group;
         let seen = (position + 1).saturating_sub(block.start).min(KEYS);
@@ -125,18 +139,65 @@ fn attend_block<S: Simd, const ROWS: usize>(
         }
         scratch.maxima[at + r] = maximum;
         scratch.totals[at + r] = scratch.totals[at + r] * shrink + sum(row);
-        for value in &mut scratch.sums[(at + r) * dim..][..dim] {
-            *value *= shrink;
+        if shrink != 1.0 {
+            for value in &mut scratch.sums[(at + r) * dim..][..dim] {
+                *value *= shrink;
+            }
         }
     }
-    for strip in (0..dim).step_by(2 * S::F32_LANES) {
-        let product = weigh_values(simd, &scores, block, dim, strip);
-        let width = (dim - strip).min(2 * S::F32_LANES);
-        for (r, [low, high]) in product.into_iter().enumerate() {
-            let target = &mut scratch.sums[(at + r) * dim + strip..][..width];
-            let (old_low, old_high) = load(simd, target);
-            let (low, high) = (simd.add_f32s(old_low, low), simd.add_f32s(old_high, high));
-            store(simd, target, low, high);
+    products.weigh(&scores, block, dim, &mut scratch.sums[at * dim..][..ROWS * dim]);
+    ROWS
+}
+
+/// Vectors of whatever width the CPU has.
+#[derive(Clone, Copy)]
+struct Vectors<S>(S);
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        attend(Vectors(simd), self);
+    }
+}
+
+impl<S: Simd> Products for Vectors<S> {
+    const TILE: usize = TILE;
+
+    #[inline(always)]
+    fn scores<const ROWS: usize>(
+        self,
+        queries: [&[f32]; ROWS],
+        block: &Block<'_>,
+        scores: &mut [[f32; KEYS]; ROWS],
+    ) {
+        for keys in (0..block.count).step_by(2 * S::F32_LANES) {
+            let product = query_keys(self.0, queries, block, keys);
+            for (row, [low, high]) in scores.iter_mut().zip(product) {
+                store(self.0, &mut row[keys..], low, high);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn weigh<const ROWS: usize>(
+        self,
+        weights: &[[f32; KEYS]; ROWS],
+        block: &Block<'_>,
+        dim: usize,
+        sums: &mut [f32],
+    ) {
+        let simd = self.0;
+        for strip in (0..dim).step_by(2 * S::F32_LANES) {
+            let product = weigh_values(simd, weights, block, dim, strip);
+            let width = (dim - strip).min(2 * S::F32_LANES);
+            for (r, [low, high]) in product.into_iter().enumerate() {
+                let target = &mut sums[r * dim + strip..][..width];
+                let (old_low, old_high) = load(simd, target);
+                let (low, high) = (simd.add_f32s(old_low, low), simd.add_f32s(old_high, high));
+                store(simd, target, low, high);
+            }
         }
     }
 }

@@ -16,13 +16,10 @@
 #![allow(unsafe_code)] // One promise to the driver: the CPU has what the layer was packed for.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
-#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-#[cfg(target_arch = "x86_64")]
-mod avx512bf16;
+mod cache;
 mod compact;
 mod drive;
 mod int8;
@@ -30,7 +27,10 @@ mod pack;
 mod portable;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tiled;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
@@ -39,10 +39,12 @@ use half::{bf16, f16};
 use super::inputs::{Form, Inputs};
 use super::{BlockType, Precision, Rows};
 #[cfg(target_arch = "x86_64")]
-use super::{strips::Strips, tiles};
+use super::{strips::Strips, tiles::Unit};
 #[cfg(target_arch = "x86_64")]
 use crate::error::Error;
 use crate::error::Result;
+use crate::sys::file::Mapped;
+pub(crate) use cache::{LAYOUT, Piece, Pieces, kernels};
 pub(crate) use int8::Int8Linear;
 #[cfg(target_arch = "x86_64")]
 pub(super) use pack::Line;
@@ -112,7 +114,7 @@ impl std::error::Error for PackError {}
 enum Isa {
     /// Tiles of bf16; f32 activations in three parts.
     Amx,
-    /// f32 in 512 bits, and dot products of bf16 pairs.
+    /// f32 in 512 bits, and tiles of bf16 by dot products of pairs.
     Avx512Bf16,
     /// f32 in 512 bits.
     Avx512,
@@ -129,8 +131,8 @@ impl Isa {
     fn available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         match self {
-            Isa::Amx => tiles::available(),
-            Isa::Avx512Bf16 => Isa::Avx512.available() && is_x86_feature_detected!("avx512bf16"),
+            Isa::Amx => Unit::Amx.available(),
+            Isa::Avx512Bf16 => Unit::Dots.available(),
             Isa::Avx512 => is_x86_feature_detected!("avx512f"),
             Isa::Avx2 => {
                 is_x86_feature_detected!("avx2")
@@ -146,6 +148,17 @@ impl Isa {
     /// The best this CPU has.
     fn detect() -> Isa {
         Isa::ALL.into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable)
+    }
+
+    /// What its kernels multiply.
+    fn storages(self) -> impl Iterator<Item = Storage> {
+        let bf16: &[Storage] = match self {
+            Isa::Amx => &[Storage::Bf16Tiles],
+            Isa::Avx512Bf16 => &[Storage::Bf16Tiles, Storage::Bf16Columns],
+            Isa::Avx512 | Isa::Avx2 | Isa::Portable => &[Storage::Bf16Columns],
+        };
+        let blocks = BlockType::ALL.into_iter().map(Storage::Blocks);
+        bf16.iter().copied().chain([Storage::F32, Storage::F16]).chain(blocks)
     }
 }
 
@@ -193,7 +206,7 @@ impl PackedLinear {
         let storage = |weights: &Weights<'_>| match (precision, weights) {
             (Precision::Bf16, Weights::Blocks(..)) => panic!("blocks in bf16"),
             (Precision::Bf16, _) | (_, Weights::Bf16(_)) if isa == Isa::Amx => Storage::Bf16Tiles,
-            (Precision::Bf16, _) if isa == Isa::Avx512Bf16 => Storage::Bf16Pairs,
+            (Precision::Bf16, _) if isa == Isa::Avx512Bf16 => Storage::Bf16Tiles,
             (Precision::Bf16, _) | (_, Weights::Bf16(_)) => Storage::Bf16Columns,
             (_, Weights::F32(_)) => Storage::F32,
             (_, Weights::F16(_)) => Storage::F16,
@@ -206,6 +219,45 @@ impl PackedLinear {
         let n = runs.iter().try_fold(0usize, |n, run| n.checked_add(run.n));
         let n = n.ok_or(PackError::OutOfMemory { bytes: usize::MAX })?;
         Ok(Self { isa, precision, runs, n, k })
+    }
+
+    /// What a file holds of the layer.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = Piece<Cow<'_, [u8]>>> {
+        self.runs.iter().map(|run| Piece {
+            kind: run.storage.name(),
+            n: run.n,
+            k: run.k,
+            bytes: run.lines.as_bytes().into(),
+        })
+    }
+
+    /// The layer of `n` outputs and `k` inputs that is next in a file; `None` if it is none.
+    pub(crate) fn mapped(
+        n: usize,
+        k: usize,
+        precision: Precision,
+        pieces: &mut Pieces,
+    ) -> Option<Self> {
+        Self::mapped_for(Isa::detect(), n, k, precision, pieces)
+    }
+
+    fn mapped_for(
+        isa: Isa,
+        n: usize,
+        k: usize,
+        precision: Precision,
+        pieces: &mut Pieces,
+    ) -> Option<Self> {
+        // The kernels' safety rests on this line and on `storages`.
+        assert!(isa.available(), "{isa:?} is not available on this CPU");
+        let (mut runs, mut found) = (vec![], 0usize);
+        while found < n {
+            let piece: Piece<Mapped> = pieces.next()?;
+            let storage = isa.storages().find(|storage| storage.name() == piece.kind)?;
+            found = found.checked_add(piece.n)?;
+            runs.push(Panels::mapped(storage, k, piece)?);
+        }
+        (found == n).then_some(Self { isa, precision, runs, n, k })
     }
 
     /// The memory that the packed weights take.
@@ -232,6 +284,12 @@ impl PackedLinear {
         Form::Rows
     }
 
+    /// What multiplies tiles.
+    #[cfg(target_arch = "x86_64")]
+    fn unit(&self) -> Unit {
+        if self.isa == Isa::Amx { Unit::Amx } else { Unit::Dots }
+    }
+
     /// bf16 that an activation is kept in by tiles.
     #[cfg(target_arch = "x86_64")]
     fn parts(&self) -> usize {
@@ -252,8 +310,9 @@ impl PackedLinear {
             let mut y = Rows::lend(strips.arena(), strips.rows(), n)?;
             if n > 0 && y.rows() > 0 {
                 let columns = drive::Columns { y: y.cpu_mut()?, stride: n, first: 0 };
-                // SAFETY: the strips are of this layer's width, by what was just checked.
-                unsafe { amx::run(panels, strips, columns)? };
+                // SAFETY: the strips are of this layer's width and parts, by what was just checked,
+                // and `pack_for` saw that the CPU has the unit.
+                unsafe { tiled::run(self.unit(), panels, strips, columns)? };
             }
             return Ok(y);
         }
@@ -292,8 +351,8 @@ impl PackedLinear {
             self.check(strips)?;
             let mut out = Inputs::lend(strips.arena(), strips.rows(), self.n / 2, form)?;
             if let Some(out) = out.strips_mut() {
-                // SAFETY: as there, and `out` was made for half the outputs.
-                unsafe { amx::swiglu(panels, strips, out)? };
+                // SAFETY: as in `matmul`, and `out` was made for half the outputs.
+                unsafe { tiled::swiglu(self.unit(), panels, strips, out)? };
             }
             return Ok(Some(out));
         }
@@ -339,12 +398,10 @@ impl PackedLinear {
         // SAFETY: each kernel uses the instructions of its `isa` alone, as `available` asks for them.
         unsafe {
             match (self.isa, w.storage) {
-                (Isa::Amx, Storage::Bf16Tiles) => {
+                (Isa::Amx | Isa::Avx512Bf16, Storage::Bf16Tiles) => {
                     let strips = Inputs::converted(rows, Form::Strips { parts: self.parts() })?;
-                    return strips.strips().map_or(Ok(()), |strips| amx::run(w, strips, y));
-                }
-                (Isa::Avx512Bf16, Storage::Bf16Pairs) => {
-                    run::<avx512bf16::Kernel>(w, round, x, y);
+                    let run = |strips| tiled::run(self.unit(), w, strips, y);
+                    return strips.strips().map_or(Ok(()), run);
                 }
                 (Isa::Avx512Bf16 | Isa::Avx512, Storage::Bf16Columns) => {
                     run::<avx512::Kernel<true>>(w, round, x, y);
@@ -377,7 +434,7 @@ impl PackedLinear {
                     run::<portable::Kernel<false>>(w, round, x, y);
                 }
                 Storage::Bf16Columns => run::<portable::Kernel<true>>(w, round, x, y),
-                Storage::Bf16Pairs | Storage::Bf16Tiles => {
+                Storage::Bf16Tiles => {
                     unreachable!("packed for instructions that have their own kernels")
                 }
             }

@@ -10,8 +10,7 @@
 //! |---|---|---|---|
 //! | `F32` | 1 | 2 | columns 0..32 |
 //! | `Bf16Columns` | 1 | 1 | 16 words, column j below, column j + 16 above |
-//! | `Bf16Pairs` | 2 | 2 | 32 words, one a column: even k below, odd k above |
-//! | `Bf16Tiles` | 2 | 2 | as `Bf16Pairs`; the steps padded with zeros to a multiple of 16 |
+//! | `Bf16Tiles` | 2 | 2 | 32 words, one a column: even k below, odd k above; the steps padded with zeros to a multiple of 16 |
 //! | `F16` | 1 | 1 | 32 halves of words, columns 0..32 |
 //! | `Blocks` | 1 | | the table of `compact`, for each block of the file's format |
 #![allow(unsafe_code)] // The allocation is filled in parallel before its length is set, and viewed as smaller integers.
@@ -23,8 +22,10 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+use super::cache::{Lines, Piece};
 use super::{PackError, Weights, compact};
 use crate::kernels::BlockType;
+use crate::sys::file::Mapped;
 
 /// Columns in a panel.
 pub(super) const PANEL: usize = 32;
@@ -54,7 +55,6 @@ unsafe impl bytemuck::Pod for Line {}
 pub(super) enum Storage {
     F32,
     Bf16Columns,
-    Bf16Pairs,
     Bf16Tiles,
     /// Widened to `F32` before it is multiplied.
     F16,
@@ -65,7 +65,7 @@ pub(super) enum Storage {
 impl Storage {
     pub(super) const fn step_k(self) -> usize {
         match self {
-            Storage::Bf16Pairs | Storage::Bf16Tiles => 2,
+            Storage::Bf16Tiles => 2,
             Storage::F32 | Storage::Bf16Columns | Storage::F16 | Storage::Blocks(_) => 1,
         }
     }
@@ -73,7 +73,7 @@ impl Storage {
     /// Lines of `steps` steps of a panel, from a block's start on.
     pub(super) const fn lines(self, steps: usize) -> usize {
         match self {
-            Storage::F32 | Storage::Bf16Pairs | Storage::Bf16Tiles => 2 * steps,
+            Storage::F32 | Storage::Bf16Tiles => 2 * steps,
             Storage::Bf16Columns | Storage::F16 => steps,
             Storage::Blocks(of) => steps / of.elements() * of.panel_words() / LINE_WORDS,
         }
@@ -99,9 +99,29 @@ impl Storage {
     }
 }
 
+/// How many panels, steps and lines packed weights have.
+struct Extents {
+    count: usize,
+    steps: usize,
+    len: usize,
+}
+
+impl Extents {
+    /// `None` where they cannot be counted.
+    fn of(storage: Storage, n: usize, k: usize) -> Option<Self> {
+        let count = n.div_ceil(PANEL);
+        let steps = storage.steps(k);
+        let len = steps
+            .checked_mul(size_of::<Line>() * 2)
+            .and_then(|_| storage.lines(steps).checked_mul(count))
+            .filter(|len| len.checked_mul(size_of::<Line>()).is_some())?;
+        Some(Self { count, steps, len })
+    }
+}
+
 /// Packed weights.
 pub(super) struct Panels {
-    lines: Vec<Line>,
+    pub(super) lines: Lines,
     pub(super) storage: Storage,
     pub(super) n: usize,
     pub(super) k: usize,
@@ -126,13 +146,7 @@ impl Panels {
             }
             n = n.checked_add(rows).ok_or(uncountable)?;
         }
-        let count = n.div_ceil(PANEL);
-        let steps = storage.steps(k);
-        let len = steps
-            .checked_mul(size_of::<Line>() * 2)
-            .and_then(|_| storage.lines(steps).checked_mul(count))
-            .filter(|len| len.checked_mul(size_of::<Line>()).is_some())
-            .ok_or(uncountable)?;
+        let Extents { count, steps, len } = Extents::of(storage, n, k).ok_or(uncountable)?;
         let mut lines = reserve(len)?;
 
         if len > 0 {
@@ -163,23 +177,37 @@ impl Panels {
         // SAFETY: the capacity is at least `len`, and the chunks above cover the first `len` lines,
         // each of which `fill_slab` writes.
         unsafe { lines.set_len(len) };
-        Ok(Self { lines, storage, n, k, count, steps })
+        Ok(Self { lines: Lines::Own(lines), storage, n, k, count, steps })
+    }
+
+    /// Packed weights of `k` inputs as they lie in a file; `None` for any other length.
+    pub(super) fn mapped(storage: Storage, k: usize, piece: Piece<Mapped>) -> Option<Self> {
+        let n = piece.n;
+        let Extents { count, steps, len } = Extents::of(storage, n, k)?;
+        let lines = Lines::mapped(piece.bytes, len)?;
+        let whole = piece.k == k && k.is_multiple_of(storage.grain());
+        whole.then_some(Self { lines, storage, n, k, count, steps })
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.lines.capacity() * size_of::<Line>()
+        self.lines.bytes()
+    }
+
+    /// Lines of a panel over all of k.
+    pub(super) fn panel_lines(&self) -> usize {
+        self.storage.lines(self.steps)
     }
 
     /// A panel over all of k, of `Bf16Tiles`.
     pub(super) fn panel(&self, panel: usize) -> &[Line] {
-        let length = self.storage.lines(self.steps);
+        let length = self.panel_lines();
         &self.lines[panel * length..][..length]
     }
 
     /// Where a panel of `Bf16Tiles` begins, to be fetched early; it need not exist.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn panel_start(&self, panel: usize) -> *const Line {
-        self.lines.as_ptr().wrapping_add(panel * self.storage.lines(self.steps))
+        self.lines.as_ptr().wrapping_add(panel * self.panel_lines())
     }
 
     /// The values of the output features `columns` of `panel`, `[columns, k]`.
@@ -326,7 +354,7 @@ fn fill_slab(
                     }
                 }
                 Storage::Blocks(_) => unreachable!("filled block by block"),
-                Storage::Bf16Pairs | Storage::Bf16Tiles => {
+                Storage::Bf16Tiles => {
                     let (pairs, odd) =
                         as_bf16(source(column), &mut halves[0][..k1 - k0]).as_chunks();
                     for (to, &[even, odd]) in to.iter_mut().zip(pairs) {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 ABI_MAJOR = 0
-ABI_MINOR = 2
+ABI_MINOR = 3
 SONAME = f"libsiren.so.{ABI_MAJOR}"
 
 
@@ -97,6 +97,7 @@ class OpenOptions(ctypes.Structure):
         ("prefix_cache_bytes", c_uint64),
         ("no_prefix_cache", c_uint32),
         ("reserved", c_uint32),
+        ("packed_cache", Text),
     ]
 
 

@@ -62,6 +62,9 @@ class OpenOptions(TypedDict, total=False):
     hub_token: str
     #: Where ``models/demo`` lies.
     data_dir: str | os.PathLike[str]
+    #: A directory in which packed weights are kept in a file, which the next open maps and processes
+    #: share; "auto" is packed/ beside the backbone's weights.
+    packed_cache: str | os.PathLike[str]
     #: Longest text in tokens.
     max_length: int
     #: Longest text in bytes.
@@ -147,7 +150,7 @@ class SirenGuard(Closed):
                 raise TypeError(f"there is no option {name!r}; there are {', '.join(OpenOptions.__annotations__)}")
             if name in ("offline", "read_weights", "no_prefix_cache"):
                 setattr(raw, name, bool(value))
-            elif name in ("backbone", "hub_endpoint", "hub_token", "data_dir"):
+            elif name in ("backbone", "hub_endpoint", "hub_token", "data_dir", "packed_cache"):
                 if value is not None:
                     setattr(raw, name, text_of(os.fspath(value), name))
             else:

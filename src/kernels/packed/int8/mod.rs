@@ -37,10 +37,12 @@ mod quantise;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::cache::{Piece, Pieces};
 use super::drive::{Output, share};
 use super::pack::{Line, PANEL};
 use super::{PackError, PackedLinear};
@@ -63,7 +65,7 @@ const TASK_PANELS: usize = 16;
 
 /// The instructions a layer computes with, chosen when it is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Isa {
+pub(super) enum Isa {
     /// Tiles of bytes.
     Amx,
     /// Dot products of bytes in 512 bits.
@@ -99,7 +101,7 @@ impl Isa {
     }
 
     /// The best this CPU has.
-    fn detect() -> Isa {
+    pub(super) fn detect() -> Isa {
         Isa::ALL.into_iter().find(|isa| isa.available()).unwrap_or(Isa::Portable)
     }
 }
@@ -124,6 +126,16 @@ impl Int8Linear {
         // The kernels' safety rests on this line: no layer exists for instructions the CPU lacks.
         assert!(isa.available(), "{isa:?} is not available on this CPU");
         Ok(Self { isa, weights: Weights::quantise(layer, largest)? })
+    }
+
+    /// What a file holds of the layer.
+    pub(crate) fn pieces(&self) -> [Piece<Cow<'_, [u8]>>; 2] {
+        self.weights.pieces()
+    }
+
+    /// The layer of `n` outputs and `k` inputs that is next in a file; `None` if it is none.
+    pub(crate) fn mapped(n: usize, k: usize, pieces: &mut Pieces) -> Option<Self> {
+        Some(Self { isa: Isa::detect(), weights: Weights::mapped(n, k, pieces)? })
     }
 
     /// The memory that the weights and their scales take.

@@ -1,10 +1,12 @@
 //! Floats to codes: rows of activations at each product, weights once.
 #![allow(unsafe_code)] // Memory is filled in parallel before its length is set, and viewed as bytes.
 
+use std::borrow::Cow;
 use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
+use super::super::cache::{Lines, Piece, Pieces};
 use super::super::pack::{Line, PANEL, reserve};
 use super::super::{PackError, PackedLinear};
 use super::{SECTION_STEPS, STEP_K, STEP_LINES, Tile, TileKernel};
@@ -25,6 +27,15 @@ const TO_INTEGER: f32 = 12_582_912.0;
 const SECTIONS: usize = 2 * SECTION_STEPS * STEP_K;
 /// The code 0 as weights store it.
 const ZERO: u8 = 128;
+
+/// The kinds of pieces that a file holds of a layer.
+const LINES: &str = "Int8";
+const TABLES: &str = "Int8 scales";
+
+/// Outlier columns of `k` inputs.
+fn outlier_count(k: usize) -> usize {
+    k.div_ceil(INPUTS_PER_OUTLIER).min(MOST_OUTLIERS)
+}
 
 /// What goes with a row of codes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,7 +70,7 @@ unsafe impl Sync for Shared {}
 
 /// Weights as codes.
 pub(super) struct Weights {
-    lines: Vec<Line>,
+    lines: Lines,
     pub(super) n: usize,
     pub(super) k: usize,
     /// The inputs that are rounded apart, ascending.
@@ -75,13 +86,13 @@ impl Weights {
         assert!(largest.len() == k, "{} inputs were seen of {k}", largest.len());
         let mut outliers: Vec<usize> = (0..k).collect();
         outliers.sort_by(|&a, &b| largest[b].total_cmp(&largest[a]).then(a.cmp(&b)));
-        outliers.truncate(k.div_ceil(INPUTS_PER_OUTLIER).min(MOST_OUTLIERS));
+        outliers.truncate(outlier_count(k));
         outliers.sort_unstable();
         outliers.shrink_to_fit();
 
         let count = n.div_ceil(PANEL);
         let mut weights = Self {
-            lines: Vec::new(),
+            lines: Lines::Own(Vec::new()),
             n,
             k,
             outliers,
@@ -132,11 +143,55 @@ impl Weights {
         });
         // SAFETY: every panel wrote all of its lines.
         unsafe { lines.set_len(count * panel_lines) };
-        Ok(Self { lines, scales, outlier_scales, ..weights })
+        Ok(Self { lines: Lines::Own(lines), scales, outlier_scales, ..weights })
+    }
+
+    /// What a file holds of them: the lines, and all else.
+    pub(super) fn pieces(&self) -> [Piece<Cow<'_, [u8]>>; 2] {
+        let (n, k) = (self.n, self.k);
+        let mut tables: Vec<u8> = Vec::new();
+        for scales in [&self.scales, &self.outlier_scales] {
+            tables.extend_from_slice(bytemuck::cast_slice(scales));
+        }
+        self.outliers.iter().for_each(|i| tables.extend((*i as u64).to_ne_bytes()));
+        [
+            Piece { kind: LINES.into(), n, k, bytes: self.lines.as_bytes().into() },
+            Piece { kind: TABLES.into(), n, k, bytes: tables.into() },
+        ]
+    }
+
+    /// The weights of a layer as they lie in a file; `None` for anything else.
+    pub(super) fn mapped(n: usize, k: usize, pieces: &mut Pieces) -> Option<Self> {
+        let [lines, tables] = [pieces.next()?, pieces.next()?];
+        let fits = |piece: &Piece<_>, kind| piece.kind == kind && piece.n == n && piece.k == k;
+        if !fits(&lines, LINES) || !fits(&tables, TABLES) {
+            return None;
+        }
+        let columns = n.div_ceil(PANEL).checked_mul(PANEL)?;
+        let scale_bytes = columns.checked_mul(size_of::<f32>())?;
+        let (scales, rest) = tables.bytes.split_at_checked(scale_bytes)?;
+        let (outlier_scales, outliers) = rest.split_at_checked(scale_bytes)?;
+        let floats = |bytes: &[u8]| bytemuck::try_cast_slice(bytes).ok().map(<[f32]>::to_vec);
+        let (outliers, []) = outliers.as_chunks() else { return None };
+        let outliers: Vec<_> = outliers.iter().map(|i| u64::from_ne_bytes(*i) as usize).collect();
+        let sound = outliers.len() == outlier_count(k)
+            && outliers.is_sorted_by(|a, b| a < b)
+            && outliers.iter().all(|i| *i < k);
+        let mut weights = Self {
+            lines: Lines::Own(Vec::new()),
+            n,
+            k,
+            outliers,
+            scales: floats(scales)?,
+            outlier_scales: floats(outlier_scales)?,
+        };
+        let len = (columns / PANEL).checked_mul(weights.panel_lines())?;
+        weights.lines = Lines::mapped(lines.bytes, len)?;
+        sound.then_some(weights)
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.lines.capacity() * size_of::<Line>()
+        self.lines.bytes()
             + (self.scales.capacity() + self.outlier_scales.capacity()) * size_of::<f32>()
             + self.outliers.capacity() * size_of::<usize>()
     }

@@ -1,7 +1,7 @@
 //! Every kernel of this CPU, forced by name, against plain references.
 
-use super::super::tests::{BLOCK_TYPES, Rng, blocks, in_pool};
-use super::super::{Precision, Weights as Floats};
+use super::super::tests::{Rng, blocks, in_pool};
+use super::super::{BlockType, Precision, Weights as Floats};
 use super::*;
 
 fn isas() -> impl Iterator<Item = Isa> {
@@ -187,7 +187,7 @@ fn weights_of_every_storage_are_the_same() {
         (Floats::F16(&singles), singles.iter().map(|v| v.to_f32()).collect()),
         (Floats::F32(&floats), floats.clone()),
     ];
-    let quantised = BLOCK_TYPES.map(|of| (of, blocks(&mut rng, of, 70, k)));
+    let quantised = BlockType::ALL.map(|of| (of, blocks(&mut rng, of, 70, k)));
     kinds.extend(quantised.iter().map(|(of, (b, v))| (Floats::Blocks(*of, b), v.clone())));
     let rounded = |packed: &PackedLinear| {
         let layer = Int8Linear::quantise_for(Isa::Portable, packed, &largest).unwrap();

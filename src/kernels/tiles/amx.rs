@@ -1,62 +1,12 @@
-//! Products of bf16 tiles on AMX: 16 rows by 16 columns by 32 k at a time, sums in f32.
-//!
-//! Subnormal numbers count as zero.
-#![allow(unsafe_code)] // Tile instructions on raw pointers.
+//! Products on AMX: 16 rows by 16 columns by 32 k at a time.
 
 use std::arch::asm;
-use std::arch::x86_64::*;
 
-use super::packed::Line;
-use crate::sys;
-
-/// Whether the CPU has what makes and multiplies these tiles, and this process may use them.
-pub(super) fn available() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bf16")
-        && sys::amx::has_bf16()
-}
-
-/// Rows of a tile, and its columns of f32.
-pub(super) const SIDE: usize = 16;
-/// k of a tile of factors: 64 bytes of bf16.
-pub(super) const TILE_K: usize = 32;
-/// Bytes from one row of a tile of left factors to the next, and from one such tile to the next.
-const ROW: usize = 64;
-pub(super) const TILE: usize = SIDE * ROW;
-/// Columns of a panel of right factors, and its cache lines at each step of [`TILE_K`].
-pub(super) const PANEL: usize = 2 * SIDE;
-pub(super) const STEP_LINES: usize = 2 * SIDE;
-
-/// A line of left factors: the nearest bf16 of 32 numbers.
-#[target_feature(enable = "avx512f,avx512bf16")]
-#[inline]
-pub(super) fn rounded(numbers: [__m512; 2]) -> Line {
-    let halves = numbers.map(|numbers| nearest(numbers));
-    // SAFETY: a line is 64 bytes, and so are the two vectors, plain bits both.
-    unsafe { std::mem::transmute::<[__m256i; 2], Line>(halves) }
-}
-
-/// A line of right factors, the nearest bf16 of 16 columns: below at one step of k, above at the
-/// next.
-#[target_feature(enable = "avx512f,avx512bf16")]
-#[inline]
-pub(super) fn paired(below: __m512, above: __m512) -> Line {
-    let [below, above] = [below, above].map(|numbers| _mm512_cvtepu16_epi32(nearest(numbers)));
-    let pairs = _mm512_or_si512(below, _mm512_slli_epi32::<16>(above));
-    // SAFETY: both are 64 bytes of plain bits.
-    unsafe { std::mem::transmute::<__m512i, Line>(pairs) }
-}
-
-#[target_feature(enable = "avx512f,avx512bf16")]
-#[inline]
-fn nearest(numbers: __m512) -> __m256i {
-    // SAFETY: both are 32 bytes of plain bits.
-    unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(numbers)) }
-}
+use super::{Product, ROW, SIDE};
 
 /// The tile registers' shapes, which this thread has from `shape` on until this is dropped.
 #[derive(Default)]
-pub(super) struct Tiles {
+pub(in crate::kernels) struct Tiles {
     /// Rows of the output; 0 while none were asked for.
     rows: usize,
 }
@@ -67,7 +17,7 @@ impl Tiles {
     ///
     /// # Safety
     /// The CPU has AMX, and this process may use its tiles.
-    pub(super) unsafe fn shape(&mut self, rows: usize) {
+    pub(in crate::kernels) unsafe fn shape(&mut self, rows: usize) {
         /// The operand of `ldtilecfg`.
         #[repr(C, align(64))]
         struct Shapes {
@@ -107,46 +57,6 @@ impl Drop for Tiles {
             // SAFETY: the tiles were configured, and hold nothing that is still wanted.
             unsafe { asm!("tilerelease", options(nostack, nomem)) };
         }
-    }
-}
-
-/// A product of up to 32 rows of left factors with a panel of right ones.
-pub(super) struct Product {
-    /// Left factors of the first 16 rows, and of those after them: tiles of `[16, 32]` bf16 along k,
-    /// the parts of a tile behind each other.
-    pub(super) upper: *const Line,
-    pub(super) lower: *const Line,
-    /// Right factors: `[16, 32]` pairs of bf16 for each tile along k, two lines a pair of k.
-    pub(super) panel: *const Line,
-    /// Lines to fetch into the cache meanwhile, and how many at each step, at least 2: they need
-    /// not exist.
-    pub(super) ahead: *const Line,
-    pub(super) fetch: usize,
-    /// Steps along k.
-    pub(super) tiles: usize,
-    /// What the sums start from, and where they go.
-    pub(super) from: Sums,
-    pub(super) to: Sums,
-}
-
-/// Sums of up to 32 rows and 32 columns.
-#[derive(Clone, Copy)]
-pub(super) struct Sums {
-    /// Null for zeros, which can only be started from.
-    pub(super) start: *mut f32,
-    /// From one row to the next, in elements.
-    pub(super) stride: usize,
-}
-
-impl Sums {
-    pub(super) const ZERO: Self = Self { start: std::ptr::null_mut(), stride: 0 };
-
-    fn lower(self) -> *mut f32 {
-        self.start.wrapping_add(SIDE * self.stride)
-    }
-
-    fn row_bytes(self) -> usize {
-        self.stride * size_of::<f32>()
     }
 }
 
@@ -214,10 +124,9 @@ macro_rules! one_strip {
 
 impl Product {
     /// # Safety
-    /// The operands are valid for `tiles` steps along k, of which there is at least one, and an
-    /// output of `height` rows and 32 columns; `lower` is one only if there are more than 16. The
-    /// tile registers have the shapes for `height` rows.
-    pub(super) unsafe fn run<const PARTS: usize>(&self, height: usize) {
+    /// As [`super::Multiplier::run`], for one panel; the tile registers have the shapes for `height`
+    /// rows.
+    pub(super) unsafe fn on_amx<const PARTS: usize>(&self, height: usize) {
         let two = height > SIDE;
         // SAFETY: the caller's operands; only tile registers change, which Rust never uses.
         unsafe {

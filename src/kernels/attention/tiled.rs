@@ -1,10 +1,11 @@
 //! Attention in tiles of bf16, to which queries, keys, weights and values are rounded; sums in f32.
 //!
-//! f32 split into parts would take six products, and making the parts more time than that: vectors
-//! of f32 are as fast.
+//! On AMX, f32 split into parts would take six products, and making the parts more time than that:
+//! vectors of f32 are as fast.
 #![allow(unsafe_code)] // Products of tiles take raw pointers.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::Task;
 use crate::error::Result;
@@ -14,7 +15,7 @@ use crate::kernels::math;
 use crate::kernels::packed::Line;
 use crate::kernels::strips::LINE_FLOATS;
 use crate::kernels::tiles::{
-    self, PANEL, Product, SIDE, STEP_LINES, Sums, TILE_K, Tiles, paired, rounded,
+    Multiplier, PANEL, Product, SIDE, STEP_LINES, Sums, TILE_K, Unit, paired, rounded,
 };
 
 /// Keys in a block. Blocks start at multiples of it, counted from the text's first token.
@@ -29,9 +30,9 @@ const PAGES: usize = KEYS / PAGE_TOKENS;
 // A line of a page is a vector, two pages are a panel, and a panel is a step along the keys.
 const _: () = assert!(PAGE_TOKENS == LINE_FLOATS && PANEL == 2 * PAGE_TOKENS && PANEL == TILE_K);
 
-/// Whether this CPU multiplies tiles, and heads of `dim` are whole ones.
-pub(super) fn available(dim: usize) -> bool {
-    dim.is_multiple_of(PANEL) && tiles::available()
+/// What multiplies tiles here, where heads of `dim` are whole ones.
+pub(super) fn unit(dim: usize) -> Option<Unit> {
+    Unit::best().filter(|_| dim.is_multiple_of(PANEL))
 }
 
 /// What a task works with.
@@ -65,8 +66,8 @@ fn take<'a>(rest: &mut &'a mut [f32], length: usize) -> &'a mut [f32] {
 /// `OutOfMemory`.
 ///
 /// # Safety
-/// The heads are [`available`].
-pub(super) unsafe fn attend(mut task: Task<'_>, arena: &Arena) -> Result<()> {
+/// The unit is one of [`unit`] for these heads.
+pub(super) unsafe fn attend(unit: Unit, mut task: Task<'_>, arena: &Arena) -> Result<()> {
     let (dim, queries) = (task.heads.dim, task.queries());
     let rows = queries.next_multiple_of(SIDE);
     // Two bf16 are as large as an f32.
@@ -86,8 +87,9 @@ pub(super) unsafe fn attend(mut task: Task<'_>, arena: &Arena) -> Result<()> {
         maxima: vec![f32::NEG_INFINITY; queries],
         totals: vec![0.0; queries],
     };
-    let mut tiles = Tiles::default();
     // SAFETY: the CPU is the caller's promise.
+    let mut multiplier = unsafe { Multiplier::new(unit) };
+    // SAFETY: as above.
     unsafe { load_queries(&task, &mut scratch) };
     let mut pages = task.pages.head(task.layer, task.head);
     for start in (0..task.positions.end).step_by(KEYS) {
@@ -107,11 +109,8 @@ pub(super) unsafe fn attend(mut task: Task<'_>, arena: &Arena) -> Result<()> {
             if seen == 0 {
                 continue;
             }
-            // SAFETY: as above; the tiles have this height, and the block `seen` keys.
-            unsafe {
-                tiles.shape(height);
-                scratch.attend(&task, first, height, start, seen);
-            }
+            // SAFETY: as above; the block has `seen` keys.
+            unsafe { scratch.attend(&mut multiplier, &task, first..first + height, start, seen) };
         }
     }
     for (at, (sums, total)) in scratch.sums.chunks_exact_mut(dim).zip(&scratch.totals).enumerate() {
@@ -187,19 +186,20 @@ fn load_values(block: &[Page<'_>; PAGES], count: usize, dim: usize, out: &mut [L
 }
 
 impl Scratch<'_> {
-    /// Adds the first `seen` keys of a block to `height` queries from `first` on.
+    /// Adds the first `seen` keys of a block to some queries, at most [`QUERIES`].
     ///
     /// # Safety
-    /// The CPU has the instructions, and the tiles the height.
+    /// The CPU has the instructions.
     #[target_feature(enable = "avx512f,avx512bf16")]
     unsafe fn attend(
         &mut self,
+        multiplier: &mut Multiplier,
         task: &Task<'_>,
-        first: usize,
-        height: usize,
+        queries: Range<usize>,
         start: usize,
         seen: usize,
     ) {
+        let (first, height) = (queries.start, queries.len());
         let dim = self.dim;
         let panels = seen.div_ceil(PANEL);
         let strip_lines = dim / TILE_K * SIDE;
@@ -210,6 +210,9 @@ impl Scratch<'_> {
                 upper,
                 lower: upper.wrapping_add(strip_lines),
                 panel: keys.as_ptr(),
+                panels: 1,
+                panel_lines: 0,
+                panel_sums: 0,
                 ahead: keys.as_ptr(),
                 fetch: 2,
                 tiles: dim / TILE_K,
@@ -218,7 +221,7 @@ impl Scratch<'_> {
             };
             // SAFETY: the strips that `height` asks for and the panel have these steps, and the
             // scores are `[QUERIES, KEYS]`.
-            unsafe { product.run::<1>(height) };
+            unsafe { multiplier.run::<1>(&product, height) };
         }
         for row in 0..height {
             let at = first + row;
@@ -243,6 +246,9 @@ impl Scratch<'_> {
                 upper: weights,
                 lower: weights.wrapping_add(PANELS * SIDE),
                 panel: values.as_ptr(),
+                panels: 1,
+                panel_lines: 0,
+                panel_sums: 0,
                 ahead: values.as_ptr(),
                 fetch: 2,
                 tiles: panels,
@@ -250,7 +256,7 @@ impl Scratch<'_> {
                 to: sums,
             };
             // SAFETY: as above, with the strips of weights and `height` rows of sums.
-            unsafe { product.run::<1>(height) };
+            unsafe { multiplier.run::<1>(&product, height) };
         }
     }
 }

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Builds the library with the feature `cuda`, on a machine that needs no GPU and no CUDA toolkit:
+#   scripts/cuda-build.sh [CARGO OPTION ...]
+#
+# The toolkit comes from NVIDIA's Python packages, into a virtual environment below the build
+# directory. The result is BUILD/cuda/release/libsiren.so, where BUILD is CARGO_TARGET_DIR or
+# target: one file for machines with and without a GPU. tests/cuda/check.sh checks it at the end.
+# Exit status 77: the toolkit cannot be had.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+build=${CARGO_TARGET_DIR:-$PWD/target}/cuda
+venv=$build/toolkit
+if [ ! -x "$venv/bin/pip" ]; then
+    python3 -m venv "$venv" || exit 77
+fi
+# PTX of a newer toolkit would need a newer driver: 13.0 is the oldest one that is served.
+"$venv/bin/pip" install -q nvidia-cuda-nvcc==13.0.88 nvidia-cuda-runtime==13.0.96 \
+    nvidia-cuda-cccl==13.0.85 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 || exit 77
+
+root=$(echo "$venv"/lib/python3*/site-packages/nvidia/cu13)
+[ -e "$root/lib64" ] || ln -s lib "$root/lib64"
+export CUDA_HOME=$root CUDA_PATH=$root CUDA_ROOT=$root CUDA_TOOLKIT_ROOT_DIR=$root
+export NVCC=$root/bin/nvcc PATH=$root/bin:$PATH
+# What candle compiles is PTX of this architecture, which every later GPU's driver compiles when it
+# is loaded; 90 would mean sm_90a, which runs on Hopper alone.
+export CUDA_COMPUTE_CAP=80
+export CARGO_TARGET_DIR=$build
+
+cargo build --release --package libsiren --lib --features cuda "$@"
+tests/cuda/check.sh "$build/release/libsiren.so"
+ls -l "$build/release/libsiren.so"
