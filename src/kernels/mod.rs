@@ -11,6 +11,8 @@ mod arena;
 mod attention;
 mod blocks;
 mod composed;
+#[cfg(test)]
+mod cuda;
 mod elementwise;
 mod inputs;
 mod kv;
