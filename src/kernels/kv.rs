@@ -70,7 +70,7 @@ pub(crate) struct KvShape {
 
 impl KvShape {
     /// Values of one token at one layer, keys and values together.
-    fn width(self) -> usize {
+    pub(super) fn width(self) -> usize {
         2 * self.heads.key_value * self.heads.dim
     }
 

@@ -12,6 +12,8 @@ mod attention;
 mod backend;
 mod blocks;
 mod composed;
+#[cfg(test)]
+mod cuda;
 mod elementwise;
 mod inputs;
 mod kv;

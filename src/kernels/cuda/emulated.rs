@@ -1,0 +1,200 @@
+//! A GPU that is none: the kernels' own source, compiled for the CPU by `emulate/emulate.h`, and the
+//! host's memory as the device's. For tests.
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_uint, c_void};
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+
+use half::bf16;
+
+use super::gpu::{Driver, Element, Gpu, Grid, Product, Sizes};
+use crate::error::{Error, Result, Status};
+
+type Launch = unsafe extern "C" fn(
+    *const c_char,
+    *const c_uint,
+    c_uint,
+    usize,
+    *const c_void,
+    usize,
+    bool,
+) -> *const c_char;
+
+/// The kernels, compiled once a process.
+fn compiled() -> Launch {
+    static COMPILED: OnceLock<Launch> = OnceLock::new();
+    *COMPILED.get_or_init(|| {
+        let source =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels/cuda/emulate/emulate.cpp");
+        let folder = tempfile::tempdir().unwrap();
+        let library = folder.path().join("libemulated.so");
+        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+        let mut command = Command::new(&compiler);
+        command.args([
+            "-std=c++17",
+            "-O1",
+            "-g",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-shared",
+            "-fPIC",
+        ]);
+        command.arg("-o").arg(&library).arg(&source);
+        let status = command.status().unwrap_or_else(|e| panic!("a C++ compiler, {compiler}: {e}"));
+        assert!(status.success(), "{command:?}");
+        let path = CString::new(library.to_str().unwrap()).unwrap();
+        // SAFETY: it is this test's own library, which stays loaded; `emulate_launch` is of that
+        // type.
+        unsafe {
+            let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
+            assert!(!handle.is_null(), "{:?}", CStr::from_ptr(libc::dlerror()));
+            let symbol = libc::dlsym(handle, c"emulate_launch".as_ptr());
+            assert!(!symbol.is_null());
+            std::mem::transmute::<*mut c_void, Launch>(symbol)
+        }
+    })
+}
+
+/// See the module.
+pub(super) struct Emulated {
+    launch: Launch,
+    /// In which order a block's threads run.
+    ascending: bool,
+    allocated: Mutex<HashMap<u64, Layout>>,
+    /// Bytes that there are.
+    capacity: usize,
+}
+
+impl Emulated {
+    /// A GPU of `capacity` bytes. Every buffer and page is an allocation of its own size and
+    /// begins as NaN.
+    pub(super) fn gpu(element: Element, ascending: bool, capacity: usize) -> Gpu {
+        let allocated = Mutex::default();
+        let driver = Self { launch: compiled(), ascending, allocated, capacity };
+        Gpu::new(Box::new(driver), element, 4, Sizes { class: |bytes| bytes.max(1), slab: 1 })
+    }
+}
+
+impl Driver for Emulated {
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let mut allocated = self.allocated.lock().unwrap();
+        let used: usize = allocated.values().map(Layout::size).sum();
+        if used + bytes > self.capacity {
+            return Err(Error::new(Status::OutOfMemory, "the emulated GPU is full"));
+        }
+        let layout = Layout::from_size_align(bytes.max(1), 256).unwrap();
+        // SAFETY: the layout has a byte.
+        let address = unsafe {
+            let memory = alloc(layout);
+            assert!(!memory.is_null());
+            memory as u64
+        };
+        allocated.insert(address, layout);
+        self.lent_again(address, layout.size());
+        Ok(address)
+    }
+
+    /// NaN, in f32, f64 and bf16.
+    fn lent_again(&self, address: u64, bytes: usize) {
+        // SAFETY: it was allocated here, with as many bytes.
+        unsafe { (address as *mut u8).write_bytes(0xff, bytes) };
+    }
+
+    unsafe fn free(&self, address: u64) {
+        let layout = self.allocated.lock().unwrap().remove(&address).expect("allocated here");
+        // SAFETY: it was allocated so.
+        unsafe { dealloc(address as *mut u8, layout) };
+    }
+
+    unsafe fn write(&self, to: u64, from: &[u8]) -> Result<()> {
+        // SAFETY: the caller says so.
+        unsafe { (to as *mut u8).copy_from(from.as_ptr(), from.len()) };
+        Ok(())
+    }
+
+    unsafe fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        // SAFETY: the caller says so.
+        unsafe { to.as_mut_ptr().copy_from(from as *const u8, to.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller says so.
+        unsafe { (to as *mut u8).copy_from(from as *const u8, bytes) };
+        Ok(())
+    }
+
+    unsafe fn zero(&self, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller says so.
+        unsafe { (to as *mut u8).write_bytes(0, bytes) };
+        Ok(())
+    }
+
+    unsafe fn launch(
+        &self,
+        kernel: &str,
+        grid: Grid,
+        params: *const c_void,
+        bytes: usize,
+    ) -> Result<()> {
+        let name = CString::new(kernel).unwrap();
+        let blocks = grid.blocks.map(|n| n as c_uint);
+        // SAFETY: the caller says that the parameters are the kernel's.
+        let failure = unsafe {
+            (self.launch)(
+                name.as_ptr(),
+                blocks.as_ptr(),
+                grid.threads,
+                grid.shared,
+                params,
+                bytes,
+                self.ascending,
+            )
+        };
+        if failure.is_null() {
+            return Ok(());
+        }
+        // SAFETY: it is a literal.
+        let failure = unsafe { CStr::from_ptr(failure) }.to_string_lossy();
+        Err(Error::internal(format!("kernel {kernel}: {failure}")))
+    }
+
+    unsafe fn multiply(&self, p: Product) -> Result<()> {
+        let number = |address: u64, i: usize| -> f32 {
+            // SAFETY: the caller says that the matrices lie there.
+            unsafe {
+                match p.element {
+                    Element::F32 => *(address as *const f32).add(i),
+                    Element::Bf16 => (*(address as *const bf16).add(i)).to_f32(),
+                }
+            }
+        };
+        for row in 0..p.rows {
+            for column in 0..p.outputs {
+                let terms = (0..p.inputs).map(|i| {
+                    number(p.x, row * p.inputs + i) * number(p.weight, column * p.inputs + i)
+                });
+                let (sum, at) = (terms.sum::<f32>(), row * p.outputs + column);
+                // SAFETY: as above.
+                unsafe {
+                    match p.element {
+                        Element::F32 => *(p.y as *mut f32).add(at) = sum,
+                        Element::Bf16 => *(p.y as *mut bf16).add(at) = bf16::from_f32(sum),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Emulated {
+    fn drop(&mut self) {
+        let left = self.allocated.lock().unwrap().len();
+        assert!(left == 0 || std::thread::panicking(), "{left} allocations are not given back");
+    }
+}

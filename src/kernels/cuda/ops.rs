@@ -1,0 +1,323 @@
+//! The decoder's operations on a GPU: each checks its sizes, lends its result and launches a kernel.
+
+use super::gpu::{Element, Gpu, Grid, Memory, Product};
+use super::params;
+use super::places::Places;
+use crate::error::{Error, Result};
+use crate::kernels::Heads;
+use crate::kernels::kv::PAGE_TOKENS;
+
+const WARP: usize = 32;
+/// Threads of a block that takes a row.
+const ROW_THREADS: u32 = 256;
+/// Warps of a block that rotates, each with a head of its own.
+const ROTATE_WARPS: usize = 8;
+/// As in `attention.cu` and `readout.cu`.
+const ATTENTION_THREADS: u32 = 128;
+const TILE_KEYS: usize = 64;
+const SUM_COLUMNS: usize = 32;
+const SUM_THREADS: u32 = 256;
+const GATHER_THREADS: u32 = 128;
+
+/// Rows of numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) rows: usize,
+    pub(crate) width: usize,
+}
+
+impl Shape {
+    fn count(self) -> usize {
+        self.rows * self.width
+    }
+}
+
+/// The weights of the norms of query and key heads, f32.
+pub(crate) struct Norms<'a> {
+    pub(crate) query: &'a Memory,
+    pub(crate) key: &'a Memory,
+    pub(crate) eps: f32,
+}
+
+/// Which columns of a layer's states are read, and where they go.
+pub(crate) struct Reading<'a> {
+    /// Their numbers, u32, and how many there are.
+    pub(crate) columns: &'a Memory,
+    pub(crate) count: usize,
+    /// Columns of `rows` and `sums`, and the first that is written.
+    pub(crate) features: usize,
+    pub(crate) start: usize,
+    /// For each text, i64: the row of its token 0 in `rows`, or [`params::NO_ROWS`] where sums are
+    /// read.
+    pub(crate) first_rows: &'a Memory,
+    /// f32
+    pub(crate) rows: &'a Memory,
+    /// f64, a row a text.
+    pub(crate) sums: &'a Memory,
+}
+
+impl Gpu {
+    fn at(&self, memory: &Memory, shape: Shape) -> Result<u64> {
+        memory.at(shape.count(), self.element().bytes())
+    }
+
+    fn room(&self, shape: Shape) -> Result<Memory> {
+        self.lend(shape.count() * self.element().bytes())
+    }
+
+    /// A row a block.
+    fn by_row(rows: usize) -> Grid {
+        Grid { blocks: [rows, 1, 1], threads: ROW_THREADS, shared: 0 }
+    }
+
+    /// Rows `tokens` of `table`.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; `Internal` for a token that has no row, or when the device fails.
+    pub(crate) fn embed(&self, table: &Memory, shape: Shape, tokens: &[u32]) -> Result<Memory> {
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= shape.rows) {
+            let rows = shape.rows;
+            return Err(Error::internal(format!("token id {token} in a vocabulary of {rows}")));
+        }
+        let table = self.at(table, shape)?;
+        let ids = self.upload(tokens)?;
+        let result = Shape { rows: tokens.len(), width: shape.width };
+        let out = self.room(result)?;
+        let params = params::Embed {
+            table,
+            tokens: ids.at(tokens.len(), 4)?,
+            out: self.at(&out, result)?,
+            width: shape.width as i32,
+        };
+        // SAFETY: `at` has held every size against what is read and written; the tokens have rows.
+        unsafe { self.launch(&self.element().of("embed"), Self::by_row(tokens.len()), &params)? };
+        Ok(out)
+    }
+
+    /// Adds `y`, where there is one, to `x`, and returns `x`'s RMSNorm. `weight` is f32.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; `Internal` for other sizes, or when the device fails.
+    pub(crate) fn norm(
+        &self,
+        x: &Memory,
+        y: Option<&Memory>,
+        weight: &Memory,
+        shape: Shape,
+        eps: f32,
+    ) -> Result<Memory> {
+        let out = self.room(shape)?;
+        let params = params::Norm {
+            x: self.at(x, shape)?,
+            y: y.map_or(Ok(0), |y| self.at(y, shape))?,
+            weight: weight.at(shape.width, 4)?,
+            out: self.at(&out, shape)?,
+            width: shape.width as i32,
+            eps,
+        };
+        // A sum a warp.
+        let grid = Grid {
+            shared: ROW_THREADS as usize / WARP * size_of::<f32>(),
+            ..Self::by_row(shape.rows)
+        };
+        // SAFETY: `at` has held every size against what is read and written.
+        unsafe { self.launch(&self.element().of("norm"), grid, &params)? };
+        Ok(out)
+    }
+
+    /// Adds `y` to `x`: as many rows, or one that is added to each.
+    ///
+    /// # Errors
+    /// `Internal` for other sizes, or when the device fails.
+    pub(crate) fn add(&self, x: &Memory, y: &Memory, shape: Shape, y_rows: usize) -> Result<()> {
+        let params = params::Add {
+            x: self.at(x, shape)?,
+            y: self.at(y, Shape { rows: y_rows, ..shape })?,
+            y_rows: y_rows as i32,
+            rows: shape.rows as i32,
+            width: shape.width as i32,
+        };
+        // SAFETY: `at` has held every size against what is read and written.
+        unsafe { self.launch(&self.element().of("add"), Self::by_row(shape.rows), &params) }
+    }
+
+    /// `silu(gate) * up` of joined rows of twice `shape.width`.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; `Internal` for other sizes, or when the device fails.
+    pub(crate) fn gate(&self, gate_up: &Memory, shape: Shape) -> Result<Memory> {
+        let out = self.room(shape)?;
+        let params = params::Gate {
+            gate_up: self.at(gate_up, Shape { width: 2 * shape.width, ..shape })?,
+            out: self.at(&out, shape)?,
+            rows: shape.rows as i32,
+            width: shape.width as i32,
+        };
+        // SAFETY: `at` has held every size against what is read and written.
+        unsafe { self.launch(&self.element().of("gate"), Self::by_row(shape.rows), &params)? };
+        Ok(out)
+    }
+
+    /// Norms and rotates queries in their place, and keys into their pages, with the values.
+    ///
+    /// # Errors
+    /// `Internal` for other sizes, or when the device fails.
+    pub(crate) fn rotate(
+        &self,
+        qkv: &Memory,
+        places: &Places,
+        layer: usize,
+        norms: Option<Norms<'_>>,
+    ) -> Result<()> {
+        let (rows, heads) = (places.rows, places.heads());
+        let (cos, sin) = places.rotations();
+        let weight = |weight: &Memory| weight.at(heads.dim, 4);
+        let params = params::Rotate {
+            qkv: self.at(qkv, Shape { rows, width: heads.qkv() })?,
+            cos,
+            sin,
+            query_norm: norms.as_ref().map_or(Ok(0), |norms| weight(norms.query))?,
+            key_norm: norms.as_ref().map_or(Ok(0), |norms| weight(norms.key))?,
+            places: places.params(),
+            heads: heads.into(),
+            rows: rows as i32,
+            layer: known(places, layer)?,
+            eps: norms.map_or(0.0, |norms| norms.eps),
+        };
+        let all = rows * (heads.query + 2 * heads.key_value);
+        let grid = Grid {
+            blocks: [all.div_ceil(ROTATE_WARPS), 1, 1],
+            threads: (ROTATE_WARPS * WARP) as u32,
+            shared: 0,
+        };
+        // SAFETY: `at` has held every size against what is read and written; `places` has a page
+        // for each token, and pages hold `layer`.
+        unsafe { self.launch(&self.element().of("rotate"), grid, &params) }
+    }
+
+    /// Causal attention of the queries of `qkv` over their texts' pages, whose last keys and values
+    /// [`Self::rotate`] has written.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; `Internal` for other sizes, or when the device fails.
+    pub(crate) fn attention(&self, qkv: &Memory, places: &Places, layer: usize) -> Result<Memory> {
+        let (rows, heads) = (places.rows, places.heads());
+        let Heads { query, key_value, dim } = heads;
+        let out = self.room(Shape { rows, width: query * dim })?;
+        let part_rows = places.slots * key_value * places.tile_rows;
+        let parts = self.lend(part_rows * dim * size_of::<f32>())?;
+        let extents = self.lend(part_rows * 2 * size_of::<f32>())?;
+        let params = params::Attention {
+            qkv: self.at(qkv, Shape { rows, width: heads.qkv() })?,
+            out: self.at(&out, Shape { rows, width: query * dim })?,
+            work: places.work(),
+            parts: parts.at(part_rows * dim, 4)?,
+            extents: extents.at(part_rows * 2, 4)?,
+            places: places.params(),
+            heads: heads.into(),
+            layer: known(places, layer)?,
+            scale: std::f32::consts::LOG2_E / (dim as f32).sqrt(),
+        };
+        let (kernel, shared) = if places.is_tiled {
+            let tiles = 2 * TILE_KEYS * dim * Element::Bf16.bytes();
+            (format!("attention_{dim}"), tiles)
+        } else {
+            let floats = places.tile_rows * dim + PAGE_TOKENS * (dim + 1) + PAGE_TOKENS * dim;
+            (self.element().of("attention"), floats * size_of::<f32>())
+        };
+        let grid =
+            Grid { blocks: [places.works, key_value, 1], threads: ATTENTION_THREADS, shared };
+        // SAFETY: `at` has held every size against what is read and written; `places` has a page
+        // for each key, and pages hold `layer`.
+        unsafe { self.launch(&kernel, grid, &params)? };
+        if places.merge_count > 0 {
+            let params = params::MergeParts {
+                parts: params.parts,
+                extents: params.extents,
+                out: params.out,
+                merges: places.merges(),
+                spans: params.places.spans,
+                heads: heads.into(),
+                tile_rows: places.tile_rows as i32,
+            };
+            let blocks = [places.merge_count, key_value, places.tile_rows];
+            let grid = Grid { blocks, threads: ATTENTION_THREADS, shared: 0 };
+            // SAFETY: as above; every slot has been written.
+            unsafe { self.launch(&self.element().of("merge"), grid, &params)? };
+        }
+        Ok(out)
+    }
+
+    /// `x W^T` for weights `[outputs, inputs]`; `shape` is that of `x`.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; `Internal` for other sizes, or when the device fails.
+    pub(crate) fn linear(
+        &self,
+        x: &Memory,
+        weight: &Memory,
+        shape: Shape,
+        outputs: usize,
+    ) -> Result<Memory> {
+        let result = Shape { rows: shape.rows, width: outputs };
+        let y = self.room(result)?;
+        let product = Product {
+            x: self.at(x, shape)?,
+            weight: self.at(weight, Shape { rows: outputs, width: shape.width })?,
+            y: self.at(&y, result)?,
+            rows: shape.rows,
+            inputs: shape.width,
+            outputs,
+            element: self.element(),
+        };
+        // SAFETY: `at` has held every size against what is read and written.
+        unsafe { self.multiply(product)? };
+        Ok(y)
+    }
+
+    /// Reads columns of a layer's `states`, `[rows, width]`.
+    ///
+    /// # Errors
+    /// `Internal` for other sizes, or when the device fails.
+    pub(crate) fn read_columns(
+        &self,
+        states: &Memory,
+        width: usize,
+        places: &Places,
+        reading: &Reading<'_>,
+    ) -> Result<()> {
+        let params = params::Gather {
+            states: self.at(states, Shape { rows: places.rows, width })?,
+            columns: reading.columns.at(reading.count, 4)?,
+            first_rows: reading.first_rows.at(1, 8)?,
+            out: reading.rows.at(0, 4)?,
+            sums: reading.sums.at(0, 8)?,
+            places: places.params(),
+            width: width as i32,
+            count: reading.count as i32,
+            features: reading.features as i32,
+            start: reading.start as i32,
+        };
+        let blocks = [places.rows, reading.count.div_ceil(GATHER_THREADS as usize), 1];
+        let grid = Grid { blocks, threads: GATHER_THREADS, shared: 0 };
+        // SAFETY: whoever made `reading` has made room for every row of the texts in `places`.
+        unsafe { self.launch(&self.element().of("gather"), grid, &params)? };
+        let grid = Grid {
+            blocks: [places.span_count, reading.count.div_ceil(SUM_COLUMNS), 1],
+            threads: SUM_THREADS,
+            shared: SUM_THREADS as usize * size_of::<f64>(),
+        };
+        // SAFETY: as above.
+        unsafe { self.launch(&self.element().of("sum"), grid, &params) }
+    }
+}
+
+/// `layer`, where pages hold it.
+fn known(places: &Places, layer: usize) -> Result<i32> {
+    match places.layers {
+        Some(layers) if layer >= layers => {
+            Err(Error::internal(format!("layer {layer} in pages of {layers}")))
+        }
+        _ => Ok(layer as i32),
+    }
+}
