@@ -103,7 +103,7 @@ pub struct siren_open_options {
 // SAFETY: repr(C), size first; integers, pointers and an optional function pointer.
 unsafe impl AbiStruct for siren_open_options {
     const NAME: &'static str = "siren_open_options";
-    const FIRST_SIZE: usize = 224;
+    const FIRST_SIZE: usize = 240;
 }
 
 const _: () = assert!(size_of::<siren_open_options>() == 240);
