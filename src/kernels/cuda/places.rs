@@ -74,7 +74,10 @@ impl Places {
         heads: Heads,
     ) -> Result<Self> {
         let is_tiled = gpu.element() == Element::Bf16 && TILED_DIMS.contains(&heads.dim);
-        if heads.dim > MOST_DIM || heads.dim % 2 != 0 || heads.query % heads.key_value != 0 {
+        if heads.dim > MOST_DIM
+            || !heads.dim.is_multiple_of(2)
+            || !heads.query.is_multiple_of(heads.key_value)
+        {
             return Err(Error::internal(format!("no attention on a GPU for {heads:?}")));
         }
         let mut spans = Vec::new();

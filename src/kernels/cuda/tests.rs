@@ -407,7 +407,7 @@ fn twins_equal_candles_operations() {
             let shape = KvShape { layers: 2, heads };
             let mut kv = Kv::Tensors(tensors(shape));
             let numbers = shape.width() * 2 * PAGE_TOKENS;
-            let pages = vec![vec![f32::NAN; numbers]; (known + new).div_ceil(PAGE_TOKENS)];
+            let pages = vec![vec![f32::NAN; numbers]; usize::div_ceil(known + new, PAGE_TOKENS)];
             let layer_stride = shape.width() * PAGE_TOKENS;
             let mut texts = [Text { rows: 0..0, position: 0, layer_stride, pages }];
             for (position, count) in [(0, known), (known, new)] {
@@ -446,5 +446,5 @@ fn twins_equal_candles_operations() {
 }
 
 fn tensors(shape: KvShape) -> Tensors {
-    Tensors::new(shape, &Meter::default())
+    Tensors::new(shape, shape.token_bytes(&crate::kernels::Backend::Cpu), &Meter::default())
 }
