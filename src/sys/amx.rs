@@ -19,9 +19,13 @@ pub(crate) fn has_int8() -> bool {
 /// Whether the CPU has tiles and those flags.
 fn cpu_has(flags: u32) -> bool {
     const TILE: u32 = 1 << 24;
+    // Asked once: in a virtual machine each question stops it, and attention asks at every layer.
+    static FEATURES: Lazy<u32> = Lazy::new(|| {
+        let highest = std::arch::x86_64::__cpuid(0).eax;
+        if highest >= 7 { std::arch::x86_64::__cpuid_count(7, 0).edx } else { 0 }
+    });
     let flags = flags | TILE;
-    let highest = std::arch::x86_64::__cpuid(0).eax;
-    highest >= 7 && std::arch::x86_64::__cpuid_count(7, 0).edx & flags == flags
+    *FEATURES & flags == flags
 }
 
 fn allowed() -> bool {
