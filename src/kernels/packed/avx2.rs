@@ -109,8 +109,8 @@ unsafe fn tile<const R: usize, const H: usize, const WIDEN: bool>(t: Tile, first
             };
         }
         for (r, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: word s of row r.
-            let x = _mm256_set1_ps(unsafe { t.acts.cast::<f32>().add(r * ACT_STRIDE + s).read() });
+            // SAFETY: activation s of row r.
+            let x = _mm256_set1_ps(unsafe { t.acts.add(r * ACT_STRIDE + s).read() });
             for (sums, columns) in sums.iter_mut().zip(&columns) {
                 for (sum, column) in sums.iter_mut().zip(columns) {
                     *sum = _mm256_fmadd_ps(x, *column, *sum);

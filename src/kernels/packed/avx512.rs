@@ -114,8 +114,8 @@ unsafe fn tile<const R: usize, const P: usize, const WIDEN: bool>(t: Tile) {
             };
         }
         for (r, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: word s of row r.
-            let x = _mm512_set1_ps(unsafe { t.acts.cast::<f32>().add(r * ACT_STRIDE + s).read() });
+            // SAFETY: activation s of row r.
+            let x = _mm512_set1_ps(unsafe { t.acts.add(r * ACT_STRIDE + s).read() });
             for (sums, columns) in sums.iter_mut().zip(&columns) {
                 for (sum, column) in sums.iter_mut().zip(columns) {
                     *sum = _mm512_fmadd_ps(x, *column, *sum);
@@ -133,7 +133,7 @@ unsafe fn tile<const R: usize, const P: usize, const WIDEN: bool>(t: Tile) {
 /// The output tile has `R` rows and `P` panels.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) unsafe fn load_sums<const R: usize, const P: usize>(t: &Tile) -> [[[__m512; 2]; P]; R] {
+unsafe fn load_sums<const R: usize, const P: usize>(t: &Tile) -> [[[__m512; 2]; P]; R] {
     let mut sums = [[[_mm512_setzero_ps(); 2]; P]; R];
     if !t.first {
         for (r, sums) in sums.iter_mut().enumerate() {
@@ -154,10 +154,7 @@ pub(super) unsafe fn load_sums<const R: usize, const P: usize>(t: &Tile) -> [[[_
 /// As [`load_sums`].
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub(super) unsafe fn store_sums<const R: usize, const P: usize>(
-    t: &Tile,
-    sums: &[[[__m512; 2]; P]; R],
-) {
+unsafe fn store_sums<const R: usize, const P: usize>(t: &Tile, sums: &[[[__m512; 2]; P]; R]) {
     for (r, sums) in sums.iter().enumerate() {
         for (p, sums) in sums.iter().enumerate() {
             // SAFETY: row r and panel p of the output tile.

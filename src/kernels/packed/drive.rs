@@ -38,8 +38,8 @@ pub(super) const fn lines_ahead(rows: usize) -> usize {
 /// What one call of a tile kernel works on.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
-    /// Activations: row r at word `r * ACT_STRIDE`, one word a step (an f32, or a pair of bf16).
-    pub(super) acts: *const u32,
+    /// Activations: row r at `r * ACT_STRIDE`, one a step.
+    pub(super) acts: *const f32,
     /// The slab of the first panel.
     pub(super) slab: *const Line,
     /// Steps in the slab.
@@ -61,22 +61,6 @@ pub(super) trait TileKernel {
     /// How many panels a tile of `rows` rows spans where there are as many: few rows need several,
     /// for enough independent sums to fill the pipeline.
     fn panels(rows: usize) -> usize;
-
-    /// Writes the words of one row for at most a block of steps, rounding to bf16 first if `round`.
-    ///
-    /// # Safety
-    /// The CPU has the kernel's instructions.
-    unsafe fn load(x: &[f32], round: bool, words: &mut [MaybeUninit<u32>; BLOCK]) {
-        if round {
-            for (word, v) in words.iter_mut().zip(x) {
-                word.write(u32::from(bf16::from_f32(*v).to_bits()) << 16);
-            }
-        } else {
-            for (word, v) in words.iter_mut().zip(x) {
-                word.write(v.to_bits());
-            }
-        }
-    }
 
     /// Widens the steps from `first` on of a panel's slab in compact storage, as many as `out` has.
     ///
@@ -302,14 +286,10 @@ impl Work<'_> {
         let Self { w, round, x, y, m, all_tiles } = self;
         let mut acts = Acts([[MaybeUninit::uninit(); ACT_STRIDE]; ROWS]);
         let slab_lines = K::STORAGE.lines(steps);
-        let k0 = first * K::STORAGE.step_k();
-        let k1 = (k0 + steps * K::STORAGE.step_k()).min(w.k);
         for tile in tiles {
             let rows = share(m, all_tiles, tile);
-            for (row, words) in rows.clone().zip(&mut acts.0) {
-                let words = words.first_chunk_mut().expect("a block is less than the stride");
-                // SAFETY: the CPU is the caller's promise.
-                unsafe { K::load(&x[row * w.k + k0..row * w.k + k1], round, words) };
+            for (row, acts) in rows.clone().zip(&mut acts.0) {
+                load(&x[row * w.k + first..][..steps], round, acts);
             }
             let mut panel = panels.start;
             while panel < panels.end {
@@ -365,4 +345,18 @@ impl Work<'_> {
 
 /// The activations of a row tile over a block, as the kernels read them.
 #[repr(C, align(64))]
-struct Acts([[MaybeUninit<u32>; ACT_STRIDE]; ROWS]);
+struct Acts([[MaybeUninit<f32>; ACT_STRIDE]; ROWS]);
+
+/// Writes a row of at most a block, rounded to bf16 if `round`.
+fn load(x: &[f32], round: bool, acts: &mut [MaybeUninit<f32>; ACT_STRIDE]) {
+    assert!(x.len() <= BLOCK);
+    if round {
+        for (act, v) in acts.iter_mut().zip(x) {
+            act.write(bf16::from_f32(*v).to_f32());
+        }
+    } else {
+        for (act, v) in acts.iter_mut().zip(x) {
+            act.write(*v);
+        }
+    }
+}

@@ -39,8 +39,8 @@ unsafe fn tile<const R: usize, const WIDEN: bool>(t: Tile) {
     let step = if WIDEN { 16 } else { 32 };
     // SAFETY: the slab of one panel.
     let slab = unsafe { std::slice::from_raw_parts(t.slab.cast::<u32>(), t.steps * step) };
-    let rows: [&[u32]; R] = std::array::from_fn(|r| {
-        // SAFETY: the words of row r.
+    let rows: [&[f32]; R] = std::array::from_fn(|r| {
+        // SAFETY: the activations of row r.
         unsafe { std::slice::from_raw_parts(t.acts.add(r * ACT_STRIDE), t.steps) }
     });
     // Each group is the columns c..c+WIDTH/2 and those 16 further.
@@ -69,7 +69,7 @@ unsafe fn tile<const R: usize, const WIDEN: bool>(t: Tile) {
                 columns[1][j] = f32::from_bits(pair[1]);
             }
             for (sums, row) in sums.iter_mut().zip(rows) {
-                let x = f32::from_bits(row[s]);
+                let x = row[s];
                 for (sums, columns) in sums.iter_mut().zip(&columns) {
                     for (sum, column) in sums.iter_mut().zip(columns) {
                         *sum = add_product(*sum, x, *column);
