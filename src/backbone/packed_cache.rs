@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::decoder::{Decoder, Plan};
+use crate::audit::hex;
 use crate::error::{Error, Result, Status};
 use crate::kernels::{self, Piece, Pieces, Precision};
 use crate::sys::file::Mapped;
@@ -114,14 +115,15 @@ impl PackedCache {
     /// `NotFound`, `Io`, and `InvalidModel` for anything but the whole file that is expected.
     fn read(&self) -> Result<Pieces> {
         let map = Mapped::open_own(&self.path)?;
-        let header = header(&map).map_err(|found| self.refused("header", found, "a whole one"))?;
+        let (header, header_bytes) =
+            header(&map).map_err(|found| self.refused("header", found, "a whole one"))?;
         if header.made_from != self.made_from {
             let found = "what was made from other files, or by another version";
             return Err(self.refused("made_from", found, "the file of these weights"));
         }
-        let mut end = first_piece(header.bytes);
-        let mut pieces = Vec::with_capacity(header.entries.len());
-        for (i, entry) in header.entries.into_iter().enumerate() {
+        let mut end = first_piece(header_bytes);
+        let mut pieces = Vec::with_capacity(header.pieces.len());
+        for (i, entry) in header.pieces.into_iter().enumerate() {
             let start = end.next_multiple_of(PAGE);
             let part = start.checked_add(entry.length).and_then(|end| map.part(start..end));
             let Some(bytes) = part else {
@@ -196,15 +198,8 @@ impl PackedCache {
     }
 }
 
-/// A header whose checksum is right, and its own bytes.
-struct Read {
-    made_from: Value,
-    entries: Vec<Entry>,
-    bytes: usize,
-}
-
-/// The header at the beginning of a file, or what is there instead.
-fn header(file: &[u8]) -> Result<Read, &'static str> {
+/// The header at the beginning of a file and how many bytes it takes, or what is there instead.
+fn header(file: &[u8]) -> Result<(Header, usize), &'static str> {
     let (start, rest) = file.split_at_checked(START).ok_or("fewer bytes than a header has")?;
     let (magic, numbers) = start.split_at(MAGIC.len());
     if magic != MAGIC {
@@ -217,8 +212,8 @@ fn header(file: &[u8]) -> Result<Read, &'static str> {
     if crc(bytes) != crc32 {
         return Err("other bytes than those of its CRC-32");
     }
-    let header: Header = serde_json::from_slice(bytes).map_err(|_| "other fields")?;
-    Ok(Read { made_from: header.made_from, entries: header.pieces, bytes: bytes.len() })
+    let header = serde_json::from_slice(bytes).map_err(|_| "other fields")?;
+    Ok((header, bytes.len()))
 }
 
 /// Where the first piece begins behind a header of so many bytes.
@@ -234,7 +229,7 @@ fn crc(bytes: &[u8]) -> u32 {
 fn sha256(parts: &[&[u8]]) -> String {
     let mut hash = Sha256::new();
     parts.iter().for_each(|part| hash.update(part));
-    format!("{:x}", hash.finalize())
+    hex(&hash.finalize())
 }
 
 /// A file in the making; it goes when it is dropped and has not become the target.
