@@ -108,26 +108,7 @@ fn check(name: &str) {
     }
 }
 
-macro_rules! fixtures {
-    ($($test:ident: $index:literal,)*) => {$(
-        #[test]
-        fn $test() {
-            check(SMALL[$index]);
-        }
-    )*};
-}
-
-fixtures! {
-    qwen3_residual_last: 0,
-    qwen3_residual_inner: 1,
-    qwen3_mlp_last: 2,
-    qwen3_mlp_inner: 3,
-    qwen3_short: 4,
-    llama_residual_rope: 5,
-    llama_mlp_bias: 6,
-    llama_linear: 7,
-    llama_short: 8,
-}
+small_fixtures!(check);
 
 #[test]
 fn int8_is_the_cpus_alone() {

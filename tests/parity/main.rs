@@ -3,6 +3,30 @@
 
 #![allow(clippy::print_stdout)] // What a test measured is for its reader.
 
+/// A test by each small fixture's name, which hands it to `$check`.
+macro_rules! small_fixtures {
+    ($check:expr) => {
+        small_fixtures! {
+            $check;
+            qwen3_residual_last: 0,
+            qwen3_residual_inner: 1,
+            qwen3_mlp_last: 2,
+            qwen3_mlp_inner: 3,
+            qwen3_short: 4,
+            llama_residual_rope: 5,
+            llama_mlp_bias: 6,
+            llama_linear: 7,
+            llama_short: 8,
+        }
+    };
+    ($check:expr; $($test:ident: $index:literal,)*) => {$(
+        #[test]
+        fn $test() {
+            $check($crate::SMALL[$index]);
+        }
+    )*};
+}
+
 mod as_gpu;
 mod gguf;
 mod int8;
@@ -88,27 +112,7 @@ fn check(name: &str, model: &Path, backbone: &Path) {
     assert!(worst <= reference, "{name}: bf16 is off by {worst:e}, the reference by {reference:e}");
 }
 
-macro_rules! small_fixtures {
-    ($($test:ident: $index:literal,)*) => {$(
-        #[test]
-        fn $test() {
-            let name = SMALL[$index];
-            check(name, &fixture(name), &fixture(name).join("backbone"));
-        }
-    )*};
-}
-
-small_fixtures! {
-    qwen3_residual_last: 0,
-    qwen3_residual_inner: 1,
-    qwen3_mlp_last: 2,
-    qwen3_mlp_inner: 3,
-    qwen3_short: 4,
-    llama_residual_rope: 5,
-    llama_mlp_bias: 6,
-    llama_linear: 7,
-    llama_short: 8,
-}
+small_fixtures!(|name| check(name, &fixture(name), &fixture(name).join("backbone")));
 
 #[test]
 fn every_fixture_is_checked() {

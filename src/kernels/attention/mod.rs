@@ -284,20 +284,14 @@ impl Task<'_> {
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
+    use candle_core::{Device, Tensor};
+
     use super::*;
     use crate::kernels::{Backend, Form, KvShape, Meter, Rows};
 
     /// Text of `length` tokens whose first `known` ran before, by each kernel of f32.
     #[test]
     fn kernels_of_f32_have_the_same_bits() {
-        let mut state = 7u64;
-        let mut random = |count: usize| -> Vec<f32> {
-            let mut next = || {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                (state >> 33) as f32 / (1u64 << 29) as f32 - 2.0
-            };
-            (0..count).map(|_| next()).collect()
-        };
         let arena = Arena::new(1 << 20);
         for (query, key_value, dim) in [(4, 2, 64), (3, 1, 16), (5, 5, 80), (2, 1, 128)] {
             let heads = Heads { query, key_value, dim };
@@ -309,8 +303,8 @@ mod tests {
                 let shape = KvShape { layers: 1, heads };
                 let mut kv = Kv::new(shape, &Backend::Cpu, &Meter::default());
                 kv.reserve(0, length).unwrap();
-                let text =
-                    Rows::copied(&arena, &random(length * heads.qkv()), heads.qkv()).unwrap();
+                let text = Tensor::randn(0f32, 1.5, length * heads.qkv(), &Device::Cpu).unwrap();
+                let text = Rows::copied(&arena, &text.to_vec1().unwrap(), heads.qkv()).unwrap();
                 kv.store(0, 0, &text, 0..length).unwrap();
                 let rows = length - known;
                 let run = |kernel| {
