@@ -3,6 +3,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
+/// cbindgen:ignore
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 pub(crate) mod file;

@@ -21,7 +21,6 @@ const NO_DEVICE: Code = 100;
 const CAPABILITY_MAJOR: c_int = 75;
 const CAPABILITY_MINOR: c_int = 76;
 
-/// cbindgen:ignore
 // All but the first two are the stand-ins of `lazy.c`, which may be called without a driver.
 unsafe extern "C" {
     fn siren_cuda_load(library: c_int) -> *const c_char;
