@@ -198,7 +198,7 @@ pub(super) unsafe fn run<K: TileKernel>(w: &Panels, round: bool, x: &[f32], y: C
 }
 
 /// Part `i` of `parts` nearly equal ones of `0..whole`.
-pub(super) fn share(whole: usize, parts: usize, i: usize) -> Range<usize> {
+pub(in crate::kernels) fn share(whole: usize, parts: usize, i: usize) -> Range<usize> {
     i * whole / parts..(i + 1) * whole / parts
 }
 

@@ -45,6 +45,8 @@ use crate::error::Error;
 use crate::error::Result;
 use crate::sys::file::Mapped;
 pub(crate) use cache::{LAYOUT, Piece, Pieces, kernels};
+#[cfg(target_arch = "x86_64")]
+pub(super) use drive::share;
 pub(crate) use int8::Int8Linear;
 #[cfg(target_arch = "x86_64")]
 pub(super) use pack::Line;

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Line, PANEL, Product, SIDE, STEP_LINES, Sums};
+use crate::kernels::packed::share;
 
 /// The most rows whose sums are in registers at once.
 const MAX_ROWS: usize = 8;
@@ -62,17 +63,17 @@ impl Product {
             let rows = height.saturating_sub(first).min(SIDE);
             let count = rows.div_ceil(MAX_ROWS);
             for i in 0..count {
-                let (start, end) = (i * rows / count, (i + 1) * rows / count);
-                let row = first + start;
+                let rows = share(rows, count, i);
+                let row = first + rows.start;
                 let at = |sums: Sums| sums.start.wrapping_add(row * sums.stride);
                 let part = Part {
                     product: self,
-                    left: left.wrapping_add(start),
+                    left: left.wrapping_add(rows.start),
                     from: if self.from.start.is_null() { std::ptr::null() } else { at(self.from) },
                     to: at(self.to),
                 };
                 // SAFETY: the caller's operands, of which these are some rows.
-                unsafe { with_shape!(end - start, self.panels, part) };
+                unsafe { with_shape!(rows.len(), self.panels, part) };
             }
         }
     }
