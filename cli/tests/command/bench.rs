@@ -73,7 +73,9 @@ fn pushes_are_measured_beside_whole_texts() {
         let [pushed, scored] = [0, 1].map(|i| push["scores"][i].as_f64().unwrap());
         assert!((pushed - scored).abs() <= TOLERANCE, "{push}");
     }
-    assert!(number(&pushes[0], "ratio") > 2.0, "a push costs as much as the whole: {result}");
+    // The quickest push: what else the machine does may hit any of them.
+    let [quickest, whole] = ["min_ms", "whole_ms"].map(|key| number(&pushes[0], key));
+    assert!(whole > 2.0 * quickest, "a push costs as much as the whole: {result}");
 }
 
 /// What nobody chose is measured as far as the longest text goes.
