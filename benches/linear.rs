@@ -117,7 +117,7 @@ fn shape(k: usize, n: usize) {
                 match dtype {
                     0 => drop(f32.matmul(&for_f32).expect("memory")),
                     1 => drop(bf16.matmul(&for_bf16).expect("memory")),
-                    _ => int8.matmul(&x, &mut y),
+                    _ => int8.matmul(&arena, &x, &mut y).expect("memory"),
                 }
                 seconds.push(start.elapsed().as_secs_f64());
             }

@@ -97,7 +97,7 @@ impl Linear {
                 x.expect_width(weight.in_features())?;
                 let x = x.rows()?;
                 let mut y = x.beside(weight.out_features())?;
-                weight.matmul(x.cpu()?, y.cpu_mut()?);
+                weight.matmul(x.arena()?, x.cpu()?, y.cpu_mut()?)?;
                 y
             }
             Weight::Dense(weight) => {
@@ -126,10 +126,20 @@ impl Linear {
     /// # Errors
     /// As [`Self::forward`].
     pub(crate) fn forward_swiglu(&self, x: &Inputs, form: Form) -> Result<Inputs> {
-        if let (Weight::Packed(weight), None) = (&self.weight, &self.bias)
-            && let Some(out) = weight.swiglu(x, form)?
-        {
-            return Ok(out);
+        match (&self.weight, &self.bias) {
+            (Weight::Packed(weight), None) => {
+                if let Some(out) = weight.swiglu(x, form)? {
+                    return Ok(out);
+                }
+            }
+            (Weight::Int8(weight), None) if weight.has_swiglu() && form == Form::Rows => {
+                x.expect_width(weight.in_features())?;
+                let x = x.rows()?;
+                let mut out = x.beside(weight.out_features() / 2)?;
+                weight.swiglu(x.arena()?, x.cpu()?, out.cpu_mut()?)?;
+                return Ok(out.into());
+            }
+            _ => {}
         }
         super::silu_mul(&self.forward(x)?, form)
     }

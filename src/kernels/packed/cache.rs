@@ -192,7 +192,7 @@ mod tests {
         assert!(pieces.next().is_none());
         let y = [&own, &mapped].map(|layer| {
             let mut y = vec![0.0; m * n];
-            layer.matmul(&x, &mut y);
+            layer.matmul(&Arena::new(0), &x, &mut y).unwrap();
             y.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
         });
         assert!(y[0] == y[1]);

@@ -40,12 +40,15 @@ mod tests;
 use std::borrow::Cow;
 use std::ops::Range;
 
+use pulp::Arch;
 use rayon::prelude::*;
 
 use super::cache::{Piece, Pieces};
 use super::drive::{Output, share};
 use super::pack::{Line, PANEL};
 use super::{PackError, PackedLinear};
+use crate::error::Result;
+use crate::kernels::{Arena, math};
 #[cfg(target_arch = "x86_64")]
 use crate::sys;
 use quantise::{Codes, RowScales, Weights};
@@ -61,7 +64,7 @@ const ROWS: usize = 32;
 /// Bytes of codes that a task works on, so that they stay in the cache beside a panel.
 const TASK_BYTES: usize = 512 << 10;
 /// Panels of a task at the most.
-const TASK_PANELS: usize = 16;
+const TASK_PANELS: usize = 8;
 
 /// The instructions a layer computes with, chosen when it is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,35 +159,87 @@ impl Int8Linear {
     /// Overwrites `y`, `[m, n]`, with `x Wᵀ` for `x`, `[m, k]`, both row-major. A row of `x` that
     /// holds what is not finite gives a row of NaN. Runs on the current rayon pool.
     ///
+    /// # Errors
+    /// `OutOfMemory`.
+    ///
     /// # Panics
     /// Where `x` and `y` are not the same number of whole rows.
-    pub(crate) fn matmul(&self, x: &[f32], y: &mut [f32]) {
-        let (n, k) = (self.weights.n, self.weights.k);
+    pub(crate) fn matmul(&self, arena: &Arena, x: &[f32], y: &mut [f32]) -> Result<()> {
+        self.run(arena, x, y, End::Sums)
+    }
+
+    /// As [`Self::matmul`], of outputs that are the gate's and then as many of the up projection's:
+    /// overwrites `y`, `[m, n / 2]`, with `silu(gate) * up`.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    ///
+    /// # Panics
+    /// As there, and where [`Self::has_swiglu`] does not say so.
+    pub(crate) fn swiglu(&self, arena: &Arena, x: &[f32], y: &mut [f32]) -> Result<()> {
+        assert!(self.has_swiglu(), "gate and up share a panel: {} outputs", self.weights.n);
+        self.run(arena, x, y, End::Swiglu)
+    }
+
+    /// Whether gate and up are whole panels.
+    pub(crate) fn has_swiglu(&self) -> bool {
+        self.weights.n.is_multiple_of(2 * PANEL)
+    }
+
+    fn run(&self, arena: &Arena, x: &[f32], y: &mut [f32], end: End) -> Result<()> {
+        let (n, k) = (end.columns(&self.weights), self.weights.k);
         let m = y.len().checked_div(n).unwrap_or(0);
         assert!(m * n == y.len(), "y is not whole rows of {n}: {}", y.len());
         assert!(n == 0 || m * k == x.len(), "x is not {m} rows of {k}: {}", x.len());
         if m == 0 || k == 0 {
             y.fill(0.0);
-            return;
+            return Ok(());
         }
+        let w = &self.weights;
         // SAFETY: `quantise_for` saw that the CPU has `self.isa`, and these are its kernels.
         unsafe {
             match self.isa {
                 #[cfg(target_arch = "x86_64")]
                 // A tile needs more rows than that to be worth its price; the bits are the same.
                 Isa::Amx if m <= avx512::Kernel::MAX_ROWS => {
-                    run::<avx512::Kernel>(&self.weights, x, y);
+                    run::<avx512::Kernel>(w, arena, x, y, end)
                 }
                 #[cfg(target_arch = "x86_64")]
-                Isa::Amx => run::<amx::Kernel>(&self.weights, x, y),
+                Isa::Amx => run::<amx::Kernel>(w, arena, x, y, end),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512Vnni => run::<avx512::Kernel>(&self.weights, x, y),
+                Isa::Avx512Vnni => run::<avx512::Kernel>(w, arena, x, y, end),
                 #[cfg(target_arch = "x86_64")]
-                Isa::AvxVnni => run::<avx2::Vnni>(&self.weights, x, y),
+                Isa::AvxVnni => run::<avx2::Vnni>(w, arena, x, y, end),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => run::<avx2::Kernel>(&self.weights, x, y),
-                _ => run::<portable::Kernel>(&self.weights, x, y),
+                Isa::Avx2 => run::<avx2::Kernel>(w, arena, x, y, end),
+                _ => run::<portable::Kernel>(w, arena, x, y, end),
             }
+        }
+    }
+}
+
+/// What becomes of a product's sums.
+#[derive(Clone, Copy)]
+enum End {
+    /// They are the outputs.
+    Sums,
+    /// The first half is a gate, the second what it lets through.
+    Swiglu,
+}
+
+impl End {
+    fn columns(self, w: &Weights) -> usize {
+        match self {
+            Self::Sums => w.n,
+            Self::Swiglu => w.n / 2,
+        }
+    }
+
+    /// Panels of outputs.
+    fn panels(self, w: &Weights) -> usize {
+        match self {
+            Self::Sums => w.panels(),
+            Self::Swiglu => w.panels() / 2,
         }
     }
 }
@@ -215,6 +270,15 @@ struct Tile {
     /// The output tile, `[rows, panels * PANEL]`, and elements from one row of it to the next.
     y: *mut f32,
     y_stride: usize,
+}
+
+impl Tile {
+    /// Tile `part` of `parts` that read its panel fetches its share of the one `panels` further on.
+    fn fetch_ahead(&mut self, panels: isize, part: usize, parts: usize) {
+        let next = self.panel.wrapping_offset(panels * self.panel_lines as isize);
+        self.ahead = next.wrapping_add(self.panel_lines * part / parts);
+        self.fetch = 32usize.div_ceil(parts);
+    }
 }
 
 /// The kernels of one instruction set.
@@ -252,35 +316,51 @@ trait TileKernel {
     unsafe fn tile(registers: &mut Self::Registers, rows: usize, panels: usize, tile: Tile);
 }
 
-/// `y = x Wᵀ` with the kernels `K`; `x` and `y` are the same number of whole rows.
+/// `y = x Wᵀ` with the kernels `K`, or what `end` makes of it; `x` and `y` are the same number of
+/// whole rows.
 ///
 /// # Safety
 /// The CPU has the instructions of `K`.
-unsafe fn run<K: TileKernel>(w: &Weights, x: &[f32], y: &mut [f32]) {
+///
+/// # Errors
+/// `OutOfMemory`.
+unsafe fn run<K: TileKernel>(
+    w: &Weights,
+    arena: &Arena,
+    x: &[f32],
+    y: &mut [f32],
+    end: End,
+) -> Result<()> {
     // SAFETY: the CPU is the caller's promise.
-    let codes = &unsafe { w.codes::<K>(x) };
-    let m = codes.rows.len();
-    assert!(y.len() == m * w.n);
+    let codes = &unsafe { w.codes::<K>(arena, x)? };
+    let (m, columns, panels) = (codes.rows.len(), end.columns(w), end.panels(w));
+    assert!(y.len() == m * columns);
     let tiles = m.div_ceil(K::MAX_ROWS);
     let task_tiles = (TASK_BYTES / (codes.stride * STEP_K * K::MAX_ROWS)).max(4);
     let down = tiles.div_ceil(task_tiles);
     let threads = rayon::current_num_threads();
-    let widest = w.panels().div_ceil(K::panels(1)).max(1);
-    let across = w.panels().div_ceil(TASK_PANELS).max((6 * threads).div_ceil(down)).min(widest);
-    let output = Output { start: y.as_mut_ptr(), stride: w.n };
+    let widest = panels.div_ceil(K::panels(1)).max(1);
+    let across = panels.div_ceil(TASK_PANELS).max((6 * threads).div_ceil(down)).min(widest);
+    let y = Output { start: y.as_mut_ptr(), stride: columns };
     let task = |i: usize| {
         // Tasks that share weights are neighbours, so that mostly one thread reads them.
-        let panels = share(w.panels(), across, i / down);
-        let tiles_here = share(tiles, down, i % down);
+        let panels = share(panels, across, i / down);
+        let tiles = share(tiles, down, i % down);
         // SAFETY: distinct tasks have distinct pairs of panel and tile ranges, which do not overlap;
-        // `y` is m rows of n and outlives the tasks; the CPU is the caller's promise.
-        unsafe { task::<K>(w, codes, output, tiles_here, panels) }
+        // `y` is m rows and outlives the tasks; the CPU is the caller's promise.
+        unsafe {
+            match end {
+                End::Sums => task::<K>(w, codes, y, tiles, panels),
+                End::Swiglu => gated_task::<K>(w, codes, y, tiles, panels),
+            }
+        }
     };
     if threads == 1 || across * down == 1 {
         (0..across * down).for_each(task);
     } else {
         (0..across * down).into_par_iter().with_max_len(1).for_each(task);
     }
+    Ok(())
 }
 
 /// The rows of a tile of the kernels `K`, out of `m`.
@@ -325,9 +405,7 @@ unsafe fn task<K: TileKernel>(
                 // Tiles that share a panel fetch the next one, each its part; the hardware does that
                 // better for one alone, which goes through its panels without a stop.
                 if tiles.len() > 1 {
-                    let done = call.panel_lines * (tile - tiles.start) / tiles.len();
-                    call.ahead = call.panel.wrapping_add(call.panel_lines + done);
-                    call.fetch = 32usize.div_ceil(tiles.len());
+                    call.fetch_ahead(1, tile - tiles.start, tiles.len());
                 }
                 if whole > 0 {
                     // SAFETY: the tile's rows and whole panels lie inside `y` and belong to this
@@ -351,5 +429,74 @@ unsafe fn task<K: TileKernel>(
             }
         }
         panel += width;
+    }
+}
+
+/// One task of [`End::Swiglu`]: the row tiles `tiles`, and `panels` of the gate, each with its panel of
+/// the up projection.
+///
+/// # Safety
+/// As [`task`], for `y` of half as many columns.
+unsafe fn gated_task<K: TileKernel>(
+    w: &Weights,
+    codes: &Codes,
+    y: Output,
+    tiles: Range<usize>,
+    panels: Range<usize>,
+) {
+    let m = codes.rows.len();
+    let apart = w.panels() / 2;
+    let most = K::panels(rows_of::<K>(m, tiles.start).len());
+    let arch = Arch::new();
+    let mut registers = K::Registers::default();
+    let mut sums = [[0.0f32; ROWS * PANEL]; 2];
+    let mut panel = panels.start;
+    while panel < panels.end {
+        let width = if panels.end - panel >= most { most } else { 1 };
+        for tile in tiles.clone() {
+            let rows = rows_of::<K>(m, tile);
+            let mut at = panel;
+            while at < panel + width {
+                let at_once = K::panels(rows.len());
+                let at_once = if panel + width - at >= at_once { at_once } else { 1 };
+                let columns = at_once * PANEL;
+                assert!(rows.len() * columns <= ROWS * PANEL);
+                for (half, sums) in sums.iter_mut().enumerate() {
+                    let mut call = w.tile(codes, rows.start, at + half * apart);
+                    (call.y, call.y_stride) = (sums.as_mut_ptr(), columns);
+                    if tiles.len() > 1 {
+                        let next = apart as isize;
+                        let next = if half == 0 { next } else { 1 - next };
+                        call.fetch_ahead(next, tile - tiles.start, tiles.len());
+                    }
+                    // SAFETY: `sums` has the tile's rows of its panels, and codes and weights have
+                    // them. The CPU is the caller's promise.
+                    unsafe { K::tile(&mut registers, rows.len(), at_once, call) };
+                }
+                let [gate, up] = &sums;
+                let both = gate.chunks_exact(columns).zip(up.chunks_exact(columns));
+                for (row, (gate, up)) in rows.clone().zip(both) {
+                    // SAFETY: columns of a row of `y` that are this task's.
+                    let y = unsafe {
+                        let start = y.start.add(row * y.stride + at * PANEL);
+                        std::slice::from_raw_parts_mut(start, columns)
+                    };
+                    arch.dispatch(
+                        #[inline(always)]
+                        || gated(gate, up, y),
+                    );
+                }
+                at += at_once;
+            }
+        }
+        panel += width;
+    }
+}
+
+/// `silu(gate) * up`
+#[inline(always)]
+fn gated(gate: &[f32], up: &[f32], y: &mut [f32]) {
+    for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
+        *y = math::silu(*gate) * up;
     }
 }

@@ -10,6 +10,9 @@ use super::super::cache::{Lines, Piece, Pieces};
 use super::super::pack::{Line, PANEL, reserve};
 use super::super::{PackError, PackedLinear};
 use super::{SECTION_STEPS, STEP_K, STEP_LINES, Tile, TileKernel};
+use crate::error::Result;
+use crate::kernels::Arena;
+use crate::kernels::arena::Buffer;
 
 /// Values that are rotated together.
 const ROTATED: usize = 64;
@@ -48,17 +51,17 @@ pub(super) struct RowScales {
 
 /// Rows of activations as codes.
 pub(super) struct Codes {
-    lines: Vec<Line>,
+    lines: Buffer,
     /// Words of a row.
     pub(super) stride: usize,
     pub(super) rows: Vec<RowScales>,
 }
 
 /// Lines that rows of codes are written to, each its own.
-struct Shared(*mut MaybeUninit<Line>);
+struct Shared(*mut Line);
 
 impl Shared {
-    fn at(&self, line: usize) -> *mut MaybeUninit<Line> {
+    fn at(&self, line: usize) -> *mut Line {
         self.0.wrapping_add(line)
     }
 }
@@ -240,48 +243,60 @@ impl Weights {
     ///
     /// # Safety
     /// The CPU has the instructions of `K`.
-    pub(super) unsafe fn codes<K: TileKernel>(&self, x: &[f32]) -> Codes {
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub(super) unsafe fn codes<K: TileKernel>(&self, arena: &Arena, x: &[f32]) -> Result<Codes> {
         let m = x.len() / self.k;
         let code_lines = (SECTIONS + self.padded()) / size_of::<Line>();
         // A line more, so that the rows of a tile do not share one set of the L1 cache.
         let row_lines = code_lines + 1;
         let len = m.div_ceil(K::STRIP) * K::STRIP * row_lines;
-        let mut lines: Vec<Line> = Vec::with_capacity(len);
+        let mut buffer = arena.lend(len * size_of::<Line>() / size_of::<f32>())?;
+        let lines: &mut [Line] = bytemuck::cast_slice_mut(&mut buffer);
         let mut rows = vec![RowScales::default(); m];
-        let spare = &mut lines.spare_capacity_mut()[..len];
-        let place = |row: usize, line: usize| {
-            (row / K::STRIP * row_lines + line) * K::STRIP + row % K::STRIP
-        };
-        for row in m..m.next_multiple_of(K::STRIP) {
-            (0..row_lines).for_each(|line| {
-                spare[place(row, line)].write(Line([0; 16]));
-            });
-        }
-        let spare = Shared(spare.as_mut_ptr());
+        let work = || vec![0.0; self.padded()];
         // By rows and not by strips: few rows are to occupy all threads.
-        rows.par_iter_mut().zip(x.par_chunks_exact(self.k)).enumerate().for_each_init(
-            || (vec![0.0; self.padded()], vec![Line([0; 16]); row_lines]),
-            |(work, codes), (row, (scales, x))| {
-                // The sections' unused places stay zero: no row writes them.
-                let written = bytemuck::cast_slice_mut(&mut codes[..code_lines]);
-                // SAFETY: the CPU is the caller's promise.
-                *scales = unsafe { K::row(self, x, work, written) };
-                for (i, line) in codes.iter().enumerate() {
-                    // SAFETY: inside the `len` lines, by `row < m` and `i < row_lines`; no other row
-                    // has this place.
-                    unsafe { spare.at(place(row, i)).write(MaybeUninit::new(*line)) };
-                }
-            },
-        );
-        // SAFETY: every row of every strip wrote all of its lines.
-        unsafe { lines.set_len(len) };
-        Codes { lines, stride: row_lines * size_of::<Line>() / size_of::<u32>(), rows }
+        let all = rows.par_iter_mut().zip(x.par_chunks_exact(self.k));
+        if K::STRIP == 1 {
+            all.zip(lines.par_chunks_exact_mut(row_lines)).for_each_init(
+                work,
+                |work, ((scales, x), lines)| {
+                    let codes = bytemuck::cast_slice_mut(&mut lines[..code_lines]);
+                    // SAFETY: the CPU is the caller's promise.
+                    *scales = unsafe { K::row(self, x, work, codes) };
+                },
+            );
+        } else {
+            let place = |row: usize, line: usize| {
+                (row / K::STRIP * row_lines + line) * K::STRIP + row % K::STRIP
+            };
+            for row in m..m.next_multiple_of(K::STRIP) {
+                (0..row_lines).for_each(|line| lines[place(row, line)] = Line([0; 16]));
+            }
+            let lines = Shared(lines.as_mut_ptr());
+            all.enumerate().for_each_init(
+                || (work(), vec![Line([0; 16]); code_lines]),
+                |(work, codes), (row, (scales, x))| {
+                    // SAFETY: the CPU is the caller's promise.
+                    *scales = unsafe { K::row(self, x, work, bytemuck::cast_slice_mut(codes)) };
+                    for (i, line) in codes.iter().enumerate() {
+                        // SAFETY: inside the `len` lines, by `row < m` and `i < row_lines`; no other
+                        // row has this place.
+                        unsafe { *lines.at(place(row, i)) = *line };
+                    }
+                },
+            );
+        }
+        Ok(Codes { lines: buffer, stride: row_lines * size_of::<Line>() / size_of::<u32>(), rows })
     }
 
     /// Writes the codes of `x`, `[k]`, as activations have them; `work` is of the padded length.
     #[inline(always)]
     pub(super) fn row(&self, x: &[f32], work: &mut [f32], codes: &mut [i8]) -> RowScales {
         let (sections, rotated) = codes.split_at_mut(SECTIONS);
+        // What outlier columns leave of them is read too.
+        sections.fill(0);
         let (first, second) = sections.split_at_mut(SECTION_STEPS * STEP_K);
         work[..x.len()].copy_from_slice(x);
         work[x.len()..].fill(0.0);

@@ -13,6 +13,14 @@ fn layer(isa: Isa, w: &[f32], n: usize, k: usize, largest: &[f32]) -> Int8Linear
     Int8Linear::quantise_for(isa, &floats, largest).unwrap()
 }
 
+/// One whose memory has been something else.
+fn used_arena() -> Arena {
+    const FLOATS: usize = 1 << 16;
+    let arena = Arena::new(FLOATS);
+    arena.lend(FLOATS).unwrap().fill(f32::NAN);
+    arena
+}
+
 /// The product, checked to read nothing around `x` and to write nothing around `y`.
 fn matmul(layer: &Int8Linear, x: &[f32]) -> Vec<f32> {
     let (k, n) = (layer.in_features(), layer.out_features());
@@ -24,7 +32,7 @@ fn matmul(layer: &Int8Linear, x: &[f32]) -> Vec<f32> {
     let mut ys = vec![MARK; len + 2 * AROUND];
     // What `y` holds before must not matter.
     ys[AROUND..][..len].fill(f32::NAN);
-    layer.matmul(&xs[AROUND..][..x.len()], &mut ys[AROUND..][..len]);
+    layer.matmul(&used_arena(), &xs[AROUND..][..x.len()], &mut ys[AROUND..][..len]).unwrap();
     assert!(ys[..AROUND].iter().chain(&ys[AROUND + len..]).all(|v| *v == MARK));
     ys[AROUND..][..len].to_vec()
 }
@@ -88,6 +96,31 @@ fn every_kernel_gives_the_same_bits_and_is_near_the_exact_product() {
             assert!((f64::from(*got) - exact).abs() <= bound, "m {m} n {n} k {k}: {got} {exact}");
         }
     }
+}
+
+#[test]
+fn swiglu_is_that_of_the_products_to_the_last_bit() {
+    let mut rng = Rng(5);
+    for (m, inner, k) in [(1, 32, 64), (2, 256, 70), (5, 96, 130), (13, 64, 64), (70, 160, 200)] {
+        let (x, w) = (activations(&mut rng, m, k), rng.floats(2 * inner * k));
+        for isa in isas() {
+            let layer = layer(isa, &w, 2 * inner, k, &largest(&x, k));
+            assert!(layer.has_swiglu());
+            let want: Vec<f32> = matmul(&layer, &x)
+                .chunks(2 * inner)
+                .flat_map(|row| {
+                    let (gate, up) = row.split_at(inner);
+                    gate.iter().zip(up).map(|(gate, up)| math::silu(*gate) * up).collect::<Vec<_>>()
+                })
+                .collect();
+            for threads in [1, 3] {
+                let mut y = vec![f32::NAN; m * inner];
+                in_pool(threads, || layer.swiglu(&used_arena(), &x, &mut y).unwrap());
+                assert!(bits(&y) == bits(&want), "{isa:?}: m {m} inner {inner} k {k}");
+            }
+        }
+    }
+    assert!(!layer(Isa::detect(), &[0.5; 96 * 64], 96, 64, &[1.0; 64]).has_swiglu());
 }
 
 /// What the module says, in integers and without tiles.
@@ -229,14 +262,14 @@ fn sizes_are_told_and_empty_shapes_answered() {
     assert_eq!((layer.in_features(), layer.out_features()), (1024, 33));
     let codes = 64 * (1024 + 128);
     assert!((codes..codes + 4096).contains(&layer.bytes()), "{}", layer.bytes());
-    layer.matmul(&[], &mut []);
+    layer.matmul(&used_arena(), &[], &mut []).unwrap();
 
     let empty = |n, k| {
         let floats = PackedLinear::pack(&[(Floats::F32(&[]), n)], k, Precision::F32).unwrap();
         Int8Linear::quantise(&floats, &vec![0.0; k]).unwrap()
     };
     let mut y = [f32::NAN; 10];
-    empty(5, 0).matmul(&[], &mut y);
+    empty(5, 0).matmul(&used_arena(), &[], &mut y).unwrap();
     assert_eq!(y, [0.0; 10]);
-    empty(0, 7).matmul(&[1.0; 14], &mut []);
+    empty(0, 7).matmul(&used_arena(), &[1.0; 14], &mut []).unwrap();
 }
