@@ -1,10 +1,10 @@
 //! RMSNorm, SwiGLU, the head norm with rotation, sums and ReLU, on the CPU.
 
-use pulp::Arch;
 use rayon::prelude::*;
 
+use super::Heads;
 use super::inputs::{Inputs, Sink};
-use super::{Heads, math};
+use super::math::{self, Widest};
 use crate::error::Result;
 
 /// Elements a task works on where rows do not matter.
@@ -14,9 +14,9 @@ const LANES: usize = 16;
 
 /// See [`super::rms_norm`].
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut Inputs) -> Result<()> {
-    let arch = Arch::new();
+    let widest = Widest::detect();
     out.sinks()?.zip(x.par_chunks(Sink::ROWS * weight.len())).for_each(|(mut out, x)| {
-        arch.dispatch(
+        widest.run(
             #[inline(always)]
             || rms_norm_rows(x, weight, eps, &mut out),
         );
@@ -33,10 +33,10 @@ pub(super) fn add_and_norm(
     out: &mut Inputs,
 ) -> Result<()> {
     let task = Sink::ROWS * weight.len();
-    let arch = Arch::new();
+    let widest = Widest::detect();
     let tasks = out.sinks()?.zip(x.par_chunks_mut(task)).zip(y.par_chunks(task));
     tasks.for_each(|((mut out, x), y)| {
-        arch.dispatch(
+        widest.run(
             #[inline(always)]
             || {
                 add_rows(x, y);
@@ -82,9 +82,9 @@ fn rms_scale(x: &[f32], eps: f32) -> f32 {
 /// See [`super::silu_mul`].
 pub(super) fn silu_mul(x: &[f32], out: &mut Inputs) -> Result<()> {
     let half = out.width();
-    let arch = Arch::new();
+    let widest = Widest::detect();
     out.sinks()?.zip(x.par_chunks(Sink::ROWS * 2 * half)).for_each(|(mut out, x)| {
-        arch.dispatch(
+        widest.run(
             #[inline(always)]
             || silu_mul_rows(x, half, &mut out),
         );
@@ -110,9 +110,9 @@ fn silu_mul_rows(x: &[f32], half: usize, out: &mut Sink<'_>) {
 
 /// See [`super::add`].
 pub(super) fn add(x: &mut [f32], y: &[f32]) {
-    let arch = Arch::new();
+    let widest = Widest::detect();
     x.par_chunks_mut(ELEMENTS_PER_TASK).zip(y.par_chunks(ELEMENTS_PER_TASK)).for_each(|(x, y)| {
-        arch.dispatch(
+        widest.run(
             #[inline(always)]
             || add_rows(x, y),
         );
@@ -148,12 +148,12 @@ pub(super) fn norm_and_rotate(
     heads: Heads,
 ) {
     let (row, half) = (heads.qkv(), heads.dim / 2);
-    let arch = Arch::new();
+    let widest = Widest::detect();
     qkv.par_chunks_mut(Sink::ROWS * row)
         .zip(cos.par_chunks(Sink::ROWS * half))
         .zip(sin.par_chunks(Sink::ROWS * half))
         .for_each(|((qkv, cos), sin)| {
-            arch.dispatch(
+            widest.run(
                 #[inline(always)]
                 || norm_and_rotate_rows(qkv, cos, sin, norms, heads),
             );

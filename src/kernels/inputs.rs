@@ -204,7 +204,7 @@ impl Sink<'_> {
 
     /// Writes row `r` of these, which `compute` is given to fill.
     #[inline(always)]
-    pub(super) fn write(&mut self, r: usize, compute: impl FnOnce(&mut [f32])) {
+    pub(super) fn write(&mut self, r: usize, mut compute: impl FnMut(&mut [f32])) {
         match self {
             Self::Rows { rows, width } => compute(&mut rows[r * *width..][..*width]),
             #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,36 @@
-//! Functions that the compiler can vectorise, where the C library's cannot be.
+//! What the compiler can vectorise: functions, where the C library's cannot be, and how code is
+//! compiled for the vectors that the CPU has.
+
+use pulp::{Arch, Simd, WithSimd};
+
+/// The widest vectors of this CPU.
+#[derive(Clone, Copy)]
+pub(super) struct Widest(Arch);
+
+impl Widest {
+    pub(super) fn detect() -> Self {
+        Self(Arch::new())
+    }
+
+    /// Calls `body`, a closure that is `#[inline(always)]`, as it is compiled for these vectors.
+    ///
+    /// It is no `FnOnce`: the shim through which such a call goes is not inlined, and is compiled
+    /// for the narrowest vectors there are.
+    pub(super) fn run(self, body: impl FnMut()) {
+        self.0.dispatch(Body(body));
+    }
+}
+
+struct Body<F>(F);
+
+impl<F: FnMut()> WithSimd for Body<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _simd: S) {
+        (self.0)();
+    }
+}
 
 /// `e^x` in f32, within 2 units in the last place; 0 below -87.3, and `e^88.3` above 88.3.
 ///

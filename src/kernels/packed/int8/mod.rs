@@ -40,7 +40,6 @@ mod tests;
 use std::borrow::Cow;
 use std::ops::Range;
 
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::cache::{Piece, Pieces};
@@ -48,7 +47,8 @@ use super::drive::{Output, share};
 use super::pack::{Line, PANEL};
 use super::{PackError, PackedLinear};
 use crate::error::Result;
-use crate::kernels::{Arena, math};
+use crate::kernels::Arena;
+use crate::kernels::math::{self, Widest};
 #[cfg(target_arch = "x86_64")]
 use crate::sys;
 use quantise::{Codes, RowScales, Weights};
@@ -447,7 +447,7 @@ unsafe fn gated_task<K: TileKernel>(
     let m = codes.rows.len();
     let apart = w.panels() / 2;
     let most = K::panels(rows_of::<K>(m, tiles.start).len());
-    let arch = Arch::new();
+    let widest = Widest::detect();
     let mut registers = K::Registers::default();
     let mut sums = [[0.0f32; ROWS * PANEL]; 2];
     let mut panel = panels.start;
@@ -481,7 +481,7 @@ unsafe fn gated_task<K: TileKernel>(
                         let start = y.start.add(row * y.stride + at * PANEL);
                         std::slice::from_raw_parts_mut(start, columns)
                     };
-                    arch.dispatch(
+                    widest.run(
                         #[inline(always)]
                         || gated(gate, up, y),
                     );
