@@ -47,13 +47,12 @@ fn batches_count_the_tokens_that_they_run() {
     assert!(!ran.stdout.contains("one text") && !ran.stdout.contains("llm-siren"), "{ran:?}");
 }
 
-/// A longer text costs more, and its score is that of `siren score`.
+/// The score is that of `siren score`.
 #[test]
 fn latency_is_of_one_text_a_call() {
     let result = report(&["--tokens", "8,400", "--repeat", "3"]);
     let texts = result["latency"].as_array().unwrap();
     assert_eq!((&texts[0]["tokens"], &texts[1]["tokens"]), (&json!(8), &json!(400)));
-    assert!(number(&texts[1], "min_ms") > 4.0 * number(&texts[0], "min_ms"), "{result}");
     let line = r#"{"id":0,"text":" the people of this town walk along the "}"#;
     let scored = run(&["score", "--jsonl"], line).expect(0).objects().remove(0);
     assert_eq!(scored["tokens"], 8, "{scored}");
@@ -73,9 +72,6 @@ fn pushes_are_measured_beside_whole_texts() {
         let [pushed, scored] = [0, 1].map(|i| push["scores"][i].as_f64().unwrap());
         assert!((pushed - scored).abs() <= TOLERANCE, "{push}");
     }
-    // The quickest push: what else the machine does may hit any of them.
-    let [quickest, whole] = ["min_ms", "whole_ms"].map(|key| number(&pushes[0], key));
-    assert!(whole > 2.0 * quickest, "a push costs as much as the whole: {result}");
 }
 
 /// What nobody chose is measured as far as the longest text goes.
