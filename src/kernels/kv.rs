@@ -231,16 +231,17 @@ impl Pages {
 fn write_page(page: &mut [f32], first: usize, qkv: &[f32], heads: Heads) {
     let Heads { query, key_value, dim } = heads;
     let (keys, values) = page.split_at_mut(key_value * dim * PAGE_TOKENS);
-    for (i, row) in qkv.chunks_exact(heads.qkv()).enumerate() {
-        let token = first + i;
-        let (key, value) = row[query * dim..].split_at(key_value * dim);
-        // A key's elements stand apart, so that those of a page's tokens stand side by side.
-        for (target, x) in keys[token..].iter_mut().step_by(PAGE_TOKENS).zip(key) {
-            *target = *x;
-        }
-        let targets = values.chunks_exact_mut(PAGE_TOKENS * dim);
-        for (target, x) in targets.zip(value.chunks_exact(dim)) {
-            target[token * dim..][..dim].copy_from_slice(x);
+    let of_heads = keys.chunks_exact_mut(dim * PAGE_TOKENS);
+    let of_heads = of_heads.zip(values.chunks_exact_mut(dim * PAGE_TOKENS));
+    // Head by head: a head's part of a page stays in the L1 cache, that of all heads does not.
+    for (head, (keys, values)) in of_heads.enumerate() {
+        let key = (query + head) * dim;
+        let value = key + key_value * dim;
+        for (token, row) in (first..).zip(qkv.chunks_exact(heads.qkv())) {
+            // A key's elements stand apart, so that those of a page's tokens stand side by side.
+            let targets = keys[token..].iter_mut().step_by(PAGE_TOKENS);
+            targets.zip(&row[key..][..dim]).for_each(|(target, x)| *target = *x);
+            values[token * dim..][..dim].copy_from_slice(&row[value..][..dim]);
         }
     }
 }

@@ -114,10 +114,16 @@ pub(super) unsafe fn attend(unit: Unit, mut task: Task<'_>, arena: &Arena) -> Re
         }
     }
     for (at, (sums, total)) in scratch.sums.chunks_exact_mut(dim).zip(&scratch.totals).enumerate() {
-        sums.iter_mut().for_each(|sum| *sum /= total);
+        // SAFETY: as above.
+        unsafe { divide(sums, *total) };
         task.put(at, sums);
     }
     Ok(())
+}
+
+#[target_feature(enable = "avx512f")]
+fn divide(sums: &mut [f32], total: f32) {
+    sums.iter_mut().for_each(|sum| *sum /= total);
 }
 
 /// Keys `[dim, PAGE_TOKENS]` and values `[PAGE_TOKENS, dim]`, or nothing.
