@@ -198,18 +198,18 @@ impl schedule::Engine for Engine {
         // Of a text that was given up, parts are left out.
         jobs.iter_mut().zip(live).for_each(|(job, live)| job.cache &= live);
         if !*has_room {
-            readings.reserve(Pass::lengths(jobs))?;
+            readings.reserve(&self.selection, Pass::lengths(jobs))?;
             *has_room = true;
         }
         self.pool.install(|| {
             let is_complete =
-                pass.advance(&self.decoder, |i| live[i], &mut |layer, states, parts| {
+                pass.advance(&self.decoder, |i| live[i], &mut |layer, states, parts, places| {
                     let parts = parts.iter().map(|part| readout::Part {
                         text: part.segment,
                         rows: part.rows.clone(),
                         position: part.position,
                     });
-                    readings.observe(&self.selection, layer, states, parts)
+                    readings.observe(&self.selection, layer, states, parts, places)
                 })?;
             if is_complete {
                 readings.complete(&self.selection, Pass::lengths(jobs))?;

@@ -2,6 +2,8 @@
 
 mod core;
 mod info;
+#[cfg(test)]
+mod on_gpu;
 mod open;
 mod scoring;
 

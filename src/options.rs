@@ -32,18 +32,27 @@ pub enum DeviceChoice {
     Cpu,
     /// The NVIDIA GPU of this index.
     Cuda(usize),
+    /// The same, with candle's operations instead of this library's kernels: what these are compared
+    /// with.
+    CandleCuda(usize),
     /// The CPU in a GPU's place: what a GPU is given to do, done by candle on the CPU. Far slower
     /// than `Cpu`; there so that a machine without a GPU can test that code.
     CpuAsGpu,
+    /// The kernels on a GPU that is emulated.
+    #[cfg(test)]
+    Emulated(crate::kernels::Emulation),
 }
 
 impl DeviceChoice {
-    /// `cpu`, `cuda:N` or `cpu-as-gpu`.
+    /// `cpu`, `cuda:N`, `candle-cuda:N` or `cpu-as-gpu`.
     pub(crate) fn resolved(self, backend: &Backend) -> String {
         match (self, backend) {
             (_, Backend::Cpu) => "cpu".into(),
             (Self::CpuAsGpu, _) => "cpu-as-gpu".into(),
             (Self::Cuda(ordinal), _) => format!("cuda:{ordinal}"),
+            (Self::CandleCuda(ordinal), _) => format!("candle-cuda:{ordinal}"),
+            #[cfg(test)]
+            (Self::Emulated(_), _) => "emulated".into(),
             _ => "cuda:0".into(),
         }
     }
@@ -58,13 +67,16 @@ impl FromStr for DeviceChoice {
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
             "cpu-as-gpu" => Ok(Self::CpuAsGpu),
-            _ => s.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Self::Cuda).ok_or_else(
-                || {
+            "candle-cuda" => Ok(Self::CandleCuda(0)),
+            _ => {
+                let ordinal = |prefix| s.strip_prefix(prefix).and_then(|n| n.parse().ok());
+                let cuda = ordinal("cuda:").map(Self::Cuda);
+                cuda.or_else(|| ordinal("candle-cuda:").map(Self::CandleCuda)).ok_or_else(|| {
                     Error::argument(format!(
                         "the device is {s:?}, expected \"auto\", \"cpu\", \"cuda\" or \"cuda:N\""
                     ))
-                },
-            ),
+                })
+            }
         }
     }
 }

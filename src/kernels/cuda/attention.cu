@@ -60,6 +60,7 @@ template <int DIM> __device__ void attend_tiles(const AttentionParams &p) {
     constexpr int STEPS = DIM / 16, KEY_COLUMNS = TILE_KEYS / 8, OUT_COLUMNS = DIM / 8;
     Tiles<DIM> &tiles = shared_memory<Tiles<DIM>>();
     const Work work = p.work[blockIdx.x];
+    if (work.span < 0) return;
     const Span span = p.places.spans[work.span];
     const Heads heads = p.heads;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -190,6 +191,7 @@ template <class T> __device__ void attend_plain(const AttentionParams &p) {
     float *queries = &shared_memory<float>();
     float *keys = queries + PLAIN_ROWS * dim, *values = keys + PAGE_TOKENS * (dim + 1);
     const Work work = p.work[blockIdx.x];
+    if (work.span < 0) return;
     const Span span = p.places.spans[work.span];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int width = (heads.query + 2 * heads.key_value) * dim;
@@ -265,6 +267,7 @@ extern "C" __global__ void __launch_bounds__(PLAIN_THREADS) attention_bf16(Atten
 // Puts the parts of one query together: a block a query.
 template <class T> __device__ void merge(const MergeParams &p) {
     const Merge merge = p.merges[blockIdx.x];
+    if (merge.count == 0) return;
     const Span span = p.spans[merge.span];
     const Heads heads = p.heads;
     const int row = blockIdx.z;

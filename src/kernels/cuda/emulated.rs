@@ -59,31 +59,41 @@ fn compiled() -> Launch {
     })
 }
 
-/// See the module.
-pub(super) struct Emulated {
-    launch: Launch,
+/// Which GPU is emulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Emulation {
     /// In which order a block's threads run.
-    ascending: bool,
-    allocated: Mutex<HashMap<u64, Layout>>,
+    pub(crate) ascending: bool,
     /// Bytes that there are.
-    capacity: usize,
+    pub(crate) capacity: usize,
 }
 
-impl Emulated {
-    /// A GPU of `capacity` bytes. Every buffer and page is an allocation of its own size and
-    /// begins as NaN.
-    pub(super) fn gpu(element: Element, ascending: bool, capacity: usize) -> Gpu {
-        let allocated = Mutex::default();
-        let driver = Self { launch: compiled(), ascending, allocated, capacity };
+impl Default for Emulation {
+    fn default() -> Self {
+        Self { ascending: true, capacity: 1 << 28 }
+    }
+}
+
+impl Emulation {
+    /// Every buffer and page is an allocation of its own size and begins as NaN.
+    pub(crate) fn gpu(self, element: Element) -> Gpu {
+        let driver = Emulated { launch: compiled(), emulation: self, allocated: Mutex::default() };
         Gpu::new(Box::new(driver), element, 4, Sizes { class: |bytes| bytes.max(1), slab: 1 })
     }
+}
+
+/// See the module.
+struct Emulated {
+    launch: Launch,
+    emulation: Emulation,
+    allocated: Mutex<HashMap<u64, Layout>>,
 }
 
 impl Driver for Emulated {
     fn allocate(&self, bytes: usize) -> Result<u64> {
         let mut allocated = self.allocated.lock().unwrap();
         let used: usize = allocated.values().map(Layout::size).sum();
-        if used + bytes > self.capacity {
+        if used + bytes > self.emulation.capacity {
             return Err(Error::new(Status::OutOfMemory, "the emulated GPU is full"));
         }
         let layout = Layout::from_size_align(bytes.max(1), 256).unwrap();
@@ -152,7 +162,7 @@ impl Driver for Emulated {
                 grid.shared,
                 params,
                 bytes,
-                self.ascending,
+                self.emulation.ascending,
             )
         };
         if failure.is_null() {

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
@@ -138,7 +139,7 @@ impl Gpu {
         self.0.element
     }
 
-    pub(super) fn processors(&self) -> usize {
+    pub(crate) fn processors(&self) -> usize {
         self.0.processors
     }
 
@@ -157,6 +158,15 @@ impl Gpu {
             None => self.0.allocate(class)?,
         };
         Ok(Memory { gpu: self.clone(), address, class, bytes })
+    }
+
+    /// Memory of just this size that holds any values, for what stays.
+    ///
+    /// # Errors
+    /// As [`Self::lend`].
+    pub(super) fn hold(&self, bytes: usize) -> Result<Memory> {
+        let class = bytes.max(1);
+        Ok(Memory { gpu: self.clone(), address: self.0.allocate(class)?, class, bytes })
     }
 
     /// Memory with `values` in it.
@@ -281,8 +291,13 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn gpu(&self) -> &Gpu {
+    /// What lends the results that are computed from it.
+    pub(crate) fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Where its first `count` values of `size` bytes lie.
@@ -302,6 +317,34 @@ impl Memory {
         self.address + offset as u64
     }
 
+    /// Writes values from byte `offset` on.
+    ///
+    /// # Errors
+    /// `Internal` where it is smaller, or when the device fails.
+    pub(super) fn write<T: Pod>(&self, offset: usize, values: &[T]) -> Result<()> {
+        let address = self.at(offset + size_of_val(values), 1)? + offset as u64;
+        // SAFETY: it has as many bytes.
+        unsafe { self.gpu.0.driver.write(address, bytemuck::cast_slice(values)) }
+    }
+
+    /// Takes some of a page's bytes to its own from `offset` on.
+    ///
+    /// # Errors
+    /// `Internal` where there are fewer, or when the device fails.
+    pub(super) fn copy_from_page(
+        &self,
+        offset: usize,
+        page: &PageMemory,
+        bytes: Range<usize>,
+    ) -> Result<()> {
+        let to = self.at(offset + bytes.len(), 1)? + offset as u64;
+        if bytes.end > page.bytes {
+            return Err(Error::internal(format!("{bytes:?} of a page of {}", page.bytes)));
+        }
+        // SAFETY: both have as many bytes.
+        unsafe { self.gpu.0.driver.copy(page.address + bytes.start as u64, to, bytes.len()) }
+    }
+
     /// Its first values, once everything that was launched before is done.
     ///
     /// # Errors
@@ -310,6 +353,12 @@ impl Memory {
         let address = self.at(values.len(), size_of::<T>())?;
         // SAFETY: it has as many bytes.
         unsafe { self.gpu.0.driver.read(address, bytemuck::cast_slice_mut(values)) }
+    }
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Memory({} bytes)", self.bytes)
     }
 }
 
