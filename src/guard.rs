@@ -1,5 +1,6 @@
 //! Open a guard, score with it: the whole engine in safe Rust.
 
+mod check;
 mod core;
 mod info;
 #[cfg(test)]

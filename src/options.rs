@@ -35,8 +35,8 @@ pub enum DeviceChoice {
     /// The same, with candle's operations instead of this library's kernels: what these are compared
     /// with.
     CandleCuda(usize),
-    /// The CPU in a GPU's place: what a GPU is given to do, done by candle on the CPU. Far slower
-    /// than `Cpu`; there so that a machine without a GPU can test that code.
+    /// The CPU in the place of [`Self::CandleCuda`]. Far slower than `Cpu`; there so that a machine
+    /// without a GPU can test that code.
     CpuAsGpu,
     /// The kernels on a GPU that is emulated.
     #[cfg(test)]

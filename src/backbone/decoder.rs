@@ -13,8 +13,8 @@ use super::rope::Rope;
 use crate::checkpoint::{Checkpoint, Values};
 use crate::error::{Error, Result, Status};
 use crate::kernels::{
-    self, Arena, Backend, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader, Meter,
-    Piece, Pieces, Places, Precision, Rows, Span, TextRows, Vector,
+    self, Arena, AtOnce, Backend, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader,
+    Meter, Piece, Pieces, Places, Precision, Rows, Span, TextRows, Vector,
 };
 
 /// Where in a block the hidden states are read.
@@ -34,6 +34,10 @@ pub(crate) struct Observed {
     /// Ascending block numbers.
     pub(crate) layers: Vec<usize>,
 }
+
+/// Turns joined queries, keys and values into the attention's output, `[rows, query * dim]`, in the form
+/// that is asked for; the norms are those of the queries and keys.
+pub(super) type Attend<'a> = dyn FnMut(Rows, Option<&HeadNorms>, Form) -> Result<Inputs> + 'a;
 
 /// What a decoder is made from, and how.
 pub(crate) struct Plan<'a> {
@@ -61,6 +65,7 @@ pub(crate) struct Decoder {
     bytes: usize,
     chunk_rows: usize,
     arena: Arena,
+    at_once: Option<AtOnce>,
 }
 
 struct Block {
@@ -129,6 +134,7 @@ impl Decoder {
             bytes: 0,
             chunk_rows,
             arena,
+            at_once: AtOnce::new(backend),
         };
         let mut calibration = (!is_calibrated).then(|| {
             let tokens = plan.calibration.into();
@@ -200,14 +206,35 @@ impl Decoder {
         self.embedding.rows(tokens, places, &self.arena)
     }
 
+    /// What runs a few rows at once, where that is done.
+    pub(super) fn at_once(&self) -> Option<&AtOnce> {
+        self.at_once.as_ref()
+    }
+
+    /// Does `layers`, all of them, at once, for rows of `texts` whose tokens are `tokens`.
+    pub(super) fn run_at_once<'a>(
+        &self,
+        texts: impl Iterator<Item = TextRows<'a>> + Clone,
+        tokens: &[u32],
+        layers: &mut dyn FnMut(&Places) -> Result<()>,
+    ) -> Result<()> {
+        let at_once = self.at_once().ok_or_else(|| Error::internal("nothing runs at once"))?;
+        let (cos, sin) = self.rotations(texts.clone());
+        let (tokens, heads) = ((tokens, self.config.vocab_size), self.config.heads());
+        at_once.run(texts, tokens, (&cos, &sin), heads, layers)
+    }
+
+    fn rotations<'a>(&self, texts: impl Iterator<Item = TextRows<'a>>) -> (Vec<f32>, Vec<f32>) {
+        self.rope.rows(texts.flat_map(|text| (text.position..).take(text.rows.len())))
+    }
+
     /// What rows of `texts` are whose tokens are `tokens`.
     pub(super) fn places<'a>(
         &self,
         texts: impl Iterator<Item = TextRows<'a>> + Clone,
         tokens: &[u32],
     ) -> Result<Places> {
-        let positions = texts.clone().flat_map(|text| (text.position..).take(text.rows.len()));
-        let rotations = self.rope.rows(positions);
+        let rotations = self.rotations(texts.clone());
         let tokens = (tokens, self.config.vocab_size);
         Places::new(&self.backend, &self.arena, texts, tokens, rotations, self.config.heads())
     }
@@ -215,16 +242,13 @@ impl Decoder {
     /// Runs one block on packed rows, `[rows, hidden_size]`, in their place, and shows what is
     /// observed of it.
     ///
-    /// `attend` turns joined queries, keys and values into the attention's output, `[rows, query *
-    /// dim]`, in the form that is asked for; the norms are those of the queries and keys.
-    ///
     /// # Errors
     /// Those of `attend` and `observe`; `OutOfMemory`; `Internal` when the device fails.
     pub(super) fn block(
         &self,
         layer: usize,
         x: &mut Rows,
-        attend: &mut dyn FnMut(Rows, Option<&HeadNorms>, Form) -> Result<Inputs>,
+        attend: &mut Attend<'_>,
         observe: &mut dyn FnMut(&Rows) -> Result<()>,
     ) -> Result<()> {
         let block = &self.blocks[layer];

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::kernels::{
-    self, Backend, Form, HeadNorms, Inputs, Kv, KvShape, Meter, Places, Precision, Rows, Span,
-    TextRows,
+    self, AtOnce, Backend, Form, HeadNorms, Inputs, Kv, KvShape, Meter, Places, Precision, Rows,
+    Span, TextRows,
 };
 
 /// Rows of a chunk, for each thread: wide enough for the matrix products to run at full speed, and
@@ -65,6 +65,8 @@ pub(crate) struct Pass {
     layer: usize,
     chunk: usize,
     has_room: bool,
+    /// Whether all of it is one step.
+    is_at_once: bool,
 }
 
 impl Segment {
@@ -97,7 +99,16 @@ impl Pass {
             .into_iter()
             .map(|parts| Chunk { parts, states: None, places: None })
             .collect();
-        Self { segments, chunks, layer: 0, chunk: 0, has_room: false }
+        let rows = segments.iter().map(|s| s.tokens.len() - s.start).sum();
+        let lengths = segments.iter().map(|segment| segment.tokens.len());
+        let is_at_once = decoder.at_once().is_some() && AtOnce::takes(rows, lengths);
+        Self { segments, chunks, layer: 0, chunk: 0, has_room: false, is_at_once }
+    }
+
+    /// Whether its first step is all of it, whose launches are recorded: they read where the last
+    /// pass's did.
+    pub(crate) fn is_at_once(&self) -> bool {
+        self.is_at_once
     }
 
     /// Runs the next chunk of the layer at work, and shows its states, `[rows, hidden_size]`, if
@@ -117,6 +128,10 @@ impl Pass {
                 segment.kv.reserve(segment.start, segment.tokens.len())?;
             }
             self.has_room = true;
+        }
+        if self.is_at_once {
+            self.run_at_once(decoder, live, observe)?;
+            return Ok(true);
         }
         while self.layer < decoder.blocks() {
             let Some(chunk) = self.chunks.get_mut(self.chunk) else {
@@ -147,6 +162,31 @@ impl Pass {
         Ok(true)
     }
 
+    fn run_at_once(
+        &self,
+        decoder: &Decoder,
+        live: impl Fn(usize) -> bool,
+        observe: &mut Observe<'_>,
+    ) -> Result<()> {
+        let live = |chunk: &&Chunk| chunk.parts.iter().any(|part| live(part.segment));
+        for Chunk { parts, .. } in self.chunks.iter().filter(live) {
+            let (tokens, texts) = (tokens(parts, &self.segments), texts(parts, &self.segments));
+            decoder.run_at_once(texts, &tokens, &mut |places| {
+                let mut states = decoder.embed(&tokens, places)?;
+                for layer in 0..decoder.blocks() {
+                    let mut attend = |qkv: Rows, norms: Option<&HeadNorms>, _| {
+                        kernels::attention_on_gpu(&qkv, places, norms, layer)
+                    };
+                    decoder.block(layer, &mut states, &mut attend, &mut |states| {
+                        observe(layer, states, parts, places)
+                    })?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     /// The segments, in the order in which they were given; where the pass was given up, with more
     /// keys and values than they came with.
     pub(crate) fn into_segments(self) -> Vec<Segment> {
@@ -156,20 +196,32 @@ impl Pass {
 
 impl Chunk {
     fn begin(&mut self, decoder: &Decoder, segments: &[Segment]) -> Result<()> {
-        let tokens = self.parts.iter().flat_map(|part| {
-            &segments[part.segment].tokens[part.position..part.position + part.rows.len()]
-        });
-        let tokens: Vec<u32> = tokens.copied().collect();
-        let texts = self.parts.iter().map(|part| TextRows {
-            rows: part.rows.clone(),
-            position: part.position,
-            text: part.segment,
-            kv: &segments[part.segment].kv,
-        });
-        let places = self.places.insert(decoder.places(texts, &tokens)?);
-        self.states = Some(decoder.embed(&tokens, places)?);
+        let tokens = tokens(&self.parts, segments);
+        let places = decoder.places(texts(&self.parts, segments), &tokens)?;
+        self.states = Some(decoder.embed(&tokens, &places)?);
+        self.places = Some(places);
         Ok(())
     }
+}
+
+/// The tokens of a chunk's rows.
+fn tokens(parts: &[Part], segments: &[Segment]) -> Vec<u32> {
+    let tokens = parts.iter().flat_map(|part| {
+        &segments[part.segment].tokens[part.position..part.position + part.rows.len()]
+    });
+    tokens.copied().collect()
+}
+
+fn texts<'a>(
+    parts: &'a [Part],
+    segments: &'a [Segment],
+) -> impl Iterator<Item = TextRows<'a>> + Clone {
+    parts.iter().map(|part| TextRows {
+        rows: part.rows.clone(),
+        position: part.position,
+        text: part.segment,
+        kv: &segments[part.segment].kv,
+    })
 }
 
 /// Attention of a chunk's joined queries, keys and values, which are stored on the way.
@@ -182,7 +234,7 @@ fn attend(
     norms: Option<&HeadNorms>,
     form: Form,
 ) -> Result<Inputs> {
-    if let Places::Cuda(places) = places {
+    if let Places::Cuda(_) = places {
         return kernels::attention_on_gpu(&qkv, places, norms, layer);
     }
     decoder.norm_and_rotate(&mut qkv, places, norms)?;

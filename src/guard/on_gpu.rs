@@ -47,7 +47,7 @@ fn on_gpu(name: &str, dtype: Dtype) -> Guard {
 /// Short texts, and one of several chunks.
 fn some(vectors: &[Vector]) -> Vec<&Vector> {
     let short = vectors.iter().filter(|v| v.tokens <= 30).step_by(7);
-    let long = vectors.iter().filter(|v| (CHUNK + 20..2 * CHUNK).contains(&v.tokens)).take(1);
+    let long = vectors.iter().filter(|v| (CHUNK + 20..3 * CHUNK).contains(&v.tokens)).take(1);
     short.chain(long).collect()
 }
 
@@ -117,10 +117,11 @@ fn streams_and_their_forks_score_as_on_the_cpu() {
             if i == 2 {
                 streams.iter_mut().for_each(|all| all.push(all[0].fork().unwrap()));
             }
-            for stream in 0..streams[0].len() {
+            let [ours, plain] = &streams;
+            for (stream, (ours, plain)) in ours.iter().zip(plain).enumerate() {
                 let text = if stream == 1 { format!(" or not{text}") } else { (*text).to_owned() };
                 let [ours, plain] =
-                    [0, 1].map(|i| streams[i][stream].push(text.as_bytes(), options()).unwrap());
+                    [ours, plain].map(|stream| stream.push(text.as_bytes(), options()).unwrap());
                 assert_eq!(ours.tokens, plain.tokens);
                 assert!((ours.score - plain.score).abs() <= TOLERANCE, "push {i} of {stream}");
                 assert_eq!(ours.token_scores.len(), plain.token_scores.len());
@@ -175,12 +176,71 @@ fn a_text_that_is_cancelled_stops_between_two_chunks() {
     assert_eq!(guard.stats().passes, 1, "the pass of the long text ran to its end");
 }
 
+#[test]
+fn a_gpu_that_computes_something_else_is_refused() {
+    let name = "qwen3-residual-inner";
+    let kernels = ["embed", "norm", "rotate", "attention", "gate", "add", "product"];
+    let readouts = ["gather", "sum_pages"];
+    let both = kernels
+        .into_iter()
+        .chain(readouts)
+        .flat_map(|kernel| [(kernel, Dtype::F32), (kernel, Dtype::Bf16)]);
+    for (without, dtype) in both.chain([("sum_f32", Dtype::F32), ("sum_bf16", Dtype::Bf16)]) {
+        let emulation = Emulation { without: Some(without), ..Emulation::default() };
+        let opened = Guard::open(options(name, DeviceChoice::Emulated(emulation), dtype));
+        let error = opened.err().unwrap_or_else(|| panic!("opened without {without}"));
+        assert_eq!(error.status(), Status::Internal);
+        assert!(error.message().contains("first block"), "{without}: {error}");
+    }
+}
+
+/// Short texts alone and together, pushes onto longer ones, and what is forked from them: the same
+/// recordings serve all of it, in the same bits as launches that are not recorded.
+#[test]
+fn replayed_passes_give_the_bits_of_launched_ones() {
+    let name = "qwen3-residual-inner";
+    let scores = |has_graphs, dtype| -> Vec<f64> {
+        let device = DeviceChoice::Emulated(Emulation { has_graphs, ..Emulation::default() });
+        let guard = Guard::open(options(name, device, dtype)).unwrap();
+        let words = |count: usize| "some words ".repeat(count);
+        let mut scores = vec![];
+        // Texts of which one layer's keys are held at a time, of several lengths.
+        for count in [1, 3, 2, 9, 1] {
+            scores.push(guard.score(Input::Text(&words(count)), None).unwrap().score);
+        }
+        let texts = ["one", "of two and", "three"].map(Input::Text);
+        let batch = guard.score_batch(&texts, None).unwrap();
+        scores.extend(batch.into_iter().map(|result| result.unwrap().score));
+        // Streams, of which all layers' are held, in pages that are given back and lent again.
+        for beginning in [40, 2] {
+            let stream = guard.stream(StreamOptions::default()).unwrap();
+            let options = || PushOptions { token_scores: true, ..PushOptions::default() };
+            let push = |stream: &crate::stream::Stream, text: &str| {
+                let push = stream.push(text.as_bytes(), options()).unwrap();
+                [vec![push.score], push.token_scores].concat()
+            };
+            scores.extend(push(&stream, &words(beginning)));
+            let fork = stream.fork().unwrap();
+            for text in ["one way, ", "and on"] {
+                scores.extend(push(&stream, text));
+                scores.extend(push(&fork, &text.to_uppercase()));
+            }
+        }
+        scores
+    };
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let replayed = scores(true, dtype);
+        assert!(replayed.len() > 100);
+        assert_eq!(replayed, scores(false, dtype), "{dtype:?}");
+    }
+}
+
 /// A batch that has no room goes on in halves; what still has none is an error, and the guard goes on.
 #[test]
 fn a_full_gpu_runs_in_halves_and_says_so_where_that_is_not_enough() {
     let name = "qwen3-residual-inner";
     let texts: Vec<String> =
-        (0..4).map(|i| format!("{i} {}", "of some words ".repeat(9))).collect();
+        (0..8).map(|i| format!("{i} {}", "of some words ".repeat(9))).collect();
     let inputs: Vec<_> = texts.iter().map(|text| Input::Text(text)).collect();
     let cpu = Guard::open(options(name, DeviceChoice::Cpu, Dtype::F32)).unwrap();
     let expected = cpu.score_batch(&inputs, None).unwrap();

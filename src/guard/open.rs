@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicUsize;
 use candle_core::Device;
 
 use super::core::Core;
-use super::{Guard, Info};
+use super::{Guard, Info, check};
 use crate::artifact::{self, Content, Pooling};
 use crate::backbone::{Decoder, Files, Observed, PackedCache, Plan, Site};
 use crate::engine::Engine;
@@ -133,6 +133,9 @@ impl Guard {
             precision,
             calibration: &calibration,
         };
+        if let Backend::Cuda(_) = backend {
+            check::first_block(&plan, &tokenizer.encode(CALIBRATION, check::TOKENS)?.ids)?;
+        }
         let cache =
             packed_dir(options, backend, &backbone_path).map(|dir| PackedCache::new(&dir, &plan));
         let (decoder, packed_file) = match &cache {

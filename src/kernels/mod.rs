@@ -8,6 +8,7 @@
 //! own, one a process, whose threads spin and do not survive a fork.
 
 mod arena;
+mod at_once;
 mod attention;
 mod backend;
 mod blocks;
@@ -33,13 +34,14 @@ use cuda::Shape;
 use crate::error::{Error, Result};
 
 pub(crate) use arena::Arena;
+pub(crate) use at_once::AtOnce;
 pub(crate) use backend::Backend;
 pub(crate) use blocks::BlockType;
 #[cfg(test)]
 pub(crate) use cuda::Emulation;
 #[cfg(not(feature = "cuda"))]
 pub(crate) use cuda::without_cuda;
-pub(crate) use cuda::{Columns, Gpu, Memory, Pages as GpuPages, Read, Reading};
+pub(crate) use cuda::{Columns, Desk, Gpu, Memory, Pages as GpuPages, Read, Reading};
 pub(crate) use inputs::{Form, Inputs};
 pub(crate) use kv::{Charge, Kv, KvShape, Meter, PAGE_TOKENS, zeros};
 pub(crate) use linear::{Linear, LinearLoader, Precision};
@@ -206,15 +208,7 @@ impl Places {
                 Rows::copied(arena, &sin, half)?,
             )),
             Backend::Cuda(gpu) => {
-                let parts = texts.map(|text| {
-                    let Kv::Cuda(pages) = text.kv else {
-                        return Err(Error::internal("keys that lie elsewhere for a GPU's rows"));
-                    };
-                    let TextRows { rows, position, text: segment, .. } = text;
-                    Ok(cuda::Part { rows, position, segment, pages })
-                });
-                let parts = &parts.collect::<Result<Vec<_>>>()?;
-                let rotations = (&*cos, &*sin);
+                let (parts, rotations) = (&parts(texts)?, (&*cos, &*sin));
                 let chunk = cuda::Chunk { parts, tokens, vocabulary, rotations, heads };
                 Ok(Self::Cuda(cuda::Places::new(gpu, &chunk)?))
             }
@@ -229,6 +223,17 @@ impl Places {
     }
 }
 
+/// Of a GPU's texts.
+fn parts<'a>(texts: impl Iterator<Item = TextRows<'a>>) -> Result<Vec<cuda::Part<'a>>> {
+    let part = |text: TextRows<'a>| {
+        let TextRows { rows, position, text: segment, kv: Kv::Cuda(pages) } = text else {
+            return Err(Error::internal("keys that lie elsewhere for a GPU's rows"));
+        };
+        Ok(cuda::Part { rows, position, segment, pages })
+    };
+    texts.map(part).collect()
+}
+
 /// Rows of an embedding table that lies on a GPU.
 ///
 /// # Errors
@@ -238,7 +243,7 @@ pub(crate) fn embed_on_gpu(table: &Memory, shape: [usize; 2], places: &Places) -
         return Err(Error::internal("rows of the CPU for a GPU's embeddings"));
     };
     let shape = Shape { rows: shape[0], width: shape[1] };
-    let (rows, shape) = table.gpu().embed(table, shape, places)?;
+    let (rows, shape) = places.gpu().embed(table, shape, places)?;
     Ok(Rows::on_gpu(rows, shape))
 }
 
@@ -249,11 +254,13 @@ pub(crate) fn embed_on_gpu(table: &Memory, shape: [usize; 2], places: &Places) -
 /// `OutOfMemory`; `Internal` when the device fails, or for rows of another one.
 pub(crate) fn attention_on_gpu(
     qkv: &Rows,
-    places: &cuda::Places,
+    places: &Places,
     norms: Option<&HeadNorms>,
     layer: usize,
 ) -> Result<Inputs> {
-    let qkv = qkv.gpu().ok_or_else(|| Error::internal("rows of the CPU for a GPU's attention"))?;
+    let (Some(qkv), Places::Cuda(places)) = (qkv.gpu(), places) else {
+        return Err(Error::internal("rows that lie elsewhere for a GPU's attention"));
+    };
     let norms = match norms {
         Some(n) => {
             Some(cuda::Norms { query: n.query.gpu()?, key: n.key.gpu()?, eps: n.eps as f32 })

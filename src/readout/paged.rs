@@ -4,12 +4,14 @@
 use super::running::Running;
 use crate::artifact::SelectedLayer;
 use crate::error::Result;
-use crate::kernels::{self, Columns, Gpu, GpuPages, Meter};
+use crate::kernels::{self, Columns, Desk, Gpu, GpuPages, Meter};
 
 /// The selected neurons of each layer, on the GPU.
 #[derive(Debug)]
 pub(super) struct Selected {
     pub(super) gpu: Gpu,
+    /// For passes that run at once.
+    pub(super) desk: Desk,
     /// None for a layer without any.
     pub(super) columns: Vec<Option<Columns>>,
 }
@@ -21,7 +23,8 @@ impl Selected {
             let numbers: Vec<u32> = layer.neurons.iter().map(|&n| n as u32).collect();
             (!numbers.is_empty()).then(|| Columns::new(gpu, &numbers, *start)).transpose()
         });
-        Ok(Self { columns: columns.collect::<Result<_>>()?, gpu: gpu.clone() })
+        let columns = columns.collect::<Result<_>>()?;
+        Ok(Self { gpu: gpu.clone(), desk: Desk::new(gpu)?, columns })
     }
 }
 

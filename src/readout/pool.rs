@@ -98,7 +98,7 @@ impl Readings {
         Self { texts, chunks: Chunks::default(), on_gpu: None }
     }
 
-    /// Makes room for texts of these lengths.
+    /// Makes room for texts of these lengths; `at_once` as in [`crate::backbone::Pass::is_at_once`].
     ///
     /// # Errors
     /// `OutOfMemory`; `Internal` when the device fails.
@@ -106,6 +106,7 @@ impl Readings {
         &mut self,
         selection: &Selection,
         lengths: impl Iterator<Item = usize>,
+        at_once: bool,
     ) -> Result<()> {
         let mut read = Vec::new();
         for (text, tokens) in self.texts.iter_mut().zip(lengths) {
@@ -118,8 +119,9 @@ impl Readings {
                 Reading::Sums(_) | Reading::Gathered(_) => {}
             }
         }
-        if let Place::Gpu(Selected { gpu, .. }) = &selection.place {
-            self.on_gpu = Some(kernels::Reading::new(gpu, &read, selection.features)?);
+        if let Place::Gpu(Selected { gpu, desk, .. }) = &selection.place {
+            let desk = at_once.then_some(desk);
+            self.on_gpu = Some(kernels::Reading::new(gpu, &read, selection.features, desk)?);
         }
         Ok(())
     }

@@ -3,9 +3,10 @@
 
 #[cfg(test)]
 mod emulated;
-#[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
 // Without a driver nothing makes one.
+#[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
 mod gpu;
+mod graphs;
 mod ops;
 mod pages;
 mod params;
@@ -24,10 +25,13 @@ use crate::error::{Error, Status};
 #[cfg(test)]
 pub(crate) use emulated::Emulation;
 pub(crate) use gpu::{Element, Gpu, Memory};
+pub(crate) use graphs::Graphs;
 pub(crate) use ops::{Norms, Shape};
 pub(crate) use pages::Pages;
-pub(crate) use places::{Chunk, Part, Places, check_heads};
-pub(crate) use reading::{Columns, Read, Reading};
+pub(crate) use places::{
+    AT_ONCE_ROWS, AT_ONCE_TABLES, AT_ONCE_TEXTS, Chunk, Part, Places, check_heads,
+};
+pub(crate) use reading::{Columns, Desk, Read, Reading};
 
 /// The GPU of this index, for numbers of one kind.
 ///

@@ -15,6 +15,7 @@ const ROTATE_WARPS: usize = 8;
 /// As in `attention.cu`.
 const ATTENTION_THREADS: u32 = 128;
 const TILE_KEYS: usize = 64;
+const MERGE_BLOCKS: usize = 8;
 
 /// Rows of numbers.
 #[derive(Clone, Copy)]
@@ -229,7 +230,7 @@ impl Gpu {
                 heads: heads.into(),
                 tile_rows: places.tile_rows as i32,
             };
-            let blocks = [places.merge_count(), key_value, places.tile_rows];
+            let blocks = [places.merge_count(), key_value, MERGE_BLOCKS];
             let grid = Grid { blocks, threads: ATTENTION_THREADS, shared: 0 };
             // SAFETY: as above; every slot has been written.
             unsafe { self.launch(&self.element().of("merge"), grid, &params)? };

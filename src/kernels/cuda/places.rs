@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytemuck::Pod;
 
 use super::gpu::{Element, Gpu, Memory};
+use super::graphs::Graphs;
 use super::pages::{Page, Pages};
 use super::params::{self, Merge, Span, Work};
 use crate::error::{Error, Result, Status};
@@ -23,6 +24,12 @@ pub(super) const MOST_DIM: usize = 256;
 const PART_KEYS: usize = 2 * TILE_KEYS;
 /// Blocks that a multiprocessor holds at once, about.
 const BLOCKS: usize = 2;
+/// Rows that a recording is for: fewer are filled up.
+const TIERS: [usize; 4] = [16, 32, 64, 128];
+/// The most rows, texts, and pages of all texts that run at once, whose launches may be recorded.
+pub(crate) const AT_ONCE_ROWS: usize = TIERS[TIERS.len() - 1];
+pub(crate) const AT_ONCE_TEXTS: usize = 128;
+pub(crate) const AT_ONCE_TABLES: usize = 4096;
 
 /// Rows of a chunk that belong to one text.
 pub(crate) struct Part<'a> {
@@ -74,6 +81,24 @@ struct Room {
     tables: usize,
 }
 
+impl Room {
+    /// For whatever up to `rows` rows need.
+    fn of(rows: usize, blocks: usize, heads: Heads, tile_rows: usize) -> Self {
+        let group = heads.query / heads.key_value;
+        let blocks = blocks / heads.key_value;
+        // Each row may be a text's only one. Keys are shared out where there are no more tiles than
+        // half of the blocks, to no more parts than blocks.
+        let work = (rows * group.div_ceil(tile_rows)).max(blocks);
+        Self { rows, spans: rows, work, merges: blocks / 2, slots: blocks, tables: AT_ONCE_TABLES }
+    }
+
+    fn fits(&self, other: &Self) -> bool {
+        let counts =
+            |room: &Self| [room.rows, room.spans, room.work, room.merges, room.slots, room.tables];
+        counts(self).iter().zip(counts(other)).all(|(own, other)| *own <= other)
+    }
+}
+
 /// Where in the memory each kind begins.
 #[derive(Clone, Copy)]
 struct Offsets {
@@ -111,7 +136,40 @@ impl Places {
     pub(crate) fn new(gpu: &Gpu, chunk: &Chunk<'_>) -> Result<Self> {
         let plan = Plan::new(gpu, chunk)?;
         let (bytes, at) = plan.packed(chunk, plan.room);
-        Ok(plan.lying(Arc::new(gpu.upload(&bytes)?), at, chunk))
+        Ok(plan.lying(Arc::new(gpu.upload(&bytes)?), at, plan.room, chunk))
+    }
+
+    /// Does `launches` at once, for a chunk of up to [`AT_ONCE_ROWS`] rows and [`AT_ONCE_TABLES`] pages:
+    /// rows are filled up to a number for which they are recorded, and replayed from then on.
+    ///
+    /// # Safety
+    /// `launches` depends on nothing but its places and memory that stays.
+    ///
+    /// # Errors
+    /// Those of `launches` and of [`Self::new`]; `Internal` for a larger chunk.
+    pub(crate) unsafe fn at_once(
+        graphs: &Graphs,
+        chunk: &Chunk<'_>,
+        launches: &mut dyn FnMut(Self) -> Result<()>,
+    ) -> Result<()> {
+        let gpu = graphs.gpu();
+        let plan = Plan::new(gpu, chunk)?;
+        let rows = TIERS.into_iter().find(|&rows| plan.room.rows <= rows);
+        let blocks = gpu.processors() * BLOCKS;
+        let room = rows.map(|rows| Room::of(rows, blocks, chunk.heads, plan.tile_rows));
+        let room = room.filter(|room| plan.room.fits(room));
+        let room = room.ok_or_else(|| Error::internal("a chunk that does not run at once"))?;
+        let (bytes, at) = plan.packed(chunk, room);
+        let all = at.tables + room.tables * size_of::<u64>();
+        let mut lying =
+            |memory: &Arc<Memory>| launches(plan.lying(memory.clone(), at, room, chunk));
+        // SAFETY: the room for each number of rows is the same each time; the caller says the rest.
+        unsafe { graphs.run(room.rows, all, &bytes, &mut lying) }
+    }
+
+    /// What lends the results for its rows.
+    pub(crate) fn gpu(&self) -> &Gpu {
+        self.memory.gpu()
     }
 
     pub(super) fn heads(&self) -> Heads {
@@ -261,17 +319,17 @@ impl Plan {
     }
 
     /// The places of what has been written to `memory`.
-    fn lying(self, memory: Arc<Memory>, at: Offsets, chunk: &Chunk<'_>) -> Places {
+    fn lying(&self, memory: Arc<Memory>, at: Offsets, room: Room, chunk: &Chunk<'_>) -> Places {
         Places {
             memory,
             at,
-            room: self.room,
+            room,
             vocabulary: chunk.vocabulary,
             tile_rows: self.tile_rows,
             is_tiled: self.is_tiled,
             layers: self.layers,
             heads: chunk.heads,
-            _pages: self.pages,
+            _pages: self.pages.clone(),
         }
     }
 }
@@ -345,6 +403,48 @@ mod tests {
 
     fn span(rows: i32, position: i32) -> Span {
         Span { layer_stride: 0, row: 0, rows, position, segment: 0, table: 0, unused: 0 }
+    }
+
+    #[test]
+    fn heads_that_no_kernel_serves_are_refused() {
+        for (query, key_value, dim) in [(4, 2, 15), (4, 2, 258), (4, 3, 64), (4, 2, 0)] {
+            let error = check_heads(Heads { query, key_value, dim }).unwrap_err();
+            assert_eq!(error.status(), Status::Unsupported);
+        }
+        for (query, key_value, dim) in [(4, 2, 2), (40, 8, 128), (6, 6, 256)] {
+            check_heads(Heads { query, key_value, dim }).unwrap();
+        }
+    }
+
+    #[test]
+    fn work_of_any_texts_finds_room_where_it_is_recorded() {
+        let mut random = 1u32;
+        let mut below = |most: usize| {
+            random = random.wrapping_mul(1664525).wrapping_add(1013904223);
+            (random >> 8) as usize % most
+        };
+        for (query, key_value) in [(6, 2), (32, 8), (16, 8), (5, 1), (40, 8)] {
+            let heads = Heads { query, key_value, dim: 64 };
+            for rows in TIERS {
+                for tile_rows in [TILE_ROWS, PLAIN_ROWS] {
+                    for _ in 0..50 {
+                        let (mut left, mut spans) = (rows, vec![]);
+                        let most = [1, 3, rows][below(3)];
+                        while left > 0 {
+                            let count = (1 + below(most)).min(left);
+                            spans.push(span(count as i32, below(5000) as i32));
+                            left -= count;
+                        }
+                        let blocks = [8, 264, 1][below(3)];
+                        let shares = share_out(&spans, heads, tile_rows, blocks);
+                        let room = Room::of(rows, blocks, heads, tile_rows);
+                        assert!(shares.work.len() <= room.work);
+                        assert!(shares.merges.len() <= room.merges);
+                        assert!(shares.slots <= room.slots);
+                    }
+                }
+            }
+        }
     }
 
     /// Every query is held against every key that it sees, once.

@@ -11,8 +11,8 @@ use super::gpu::{Element, Gpu, Grid, Memory};
 use super::ops::Shape;
 use super::pages::{Page, Pages};
 use super::params::{self, ReadText};
-use super::places::Places;
-use crate::error::Result;
+use super::places::{AT_ONCE_TABLES, AT_ONCE_TEXTS, Places};
+use crate::error::{Error, Result};
 use crate::kernels::kv::PAGE_TOKENS;
 
 /// As in `readout.cu`.
@@ -65,9 +65,29 @@ pub(crate) struct Reading {
     /// Bytes of pages that come back as those rows.
     rows: Vec<(Arc<Page>, Range<usize>)>,
     /// Where the kernels find all of that.
-    _memory: Memory,
+    _memory: Arc<Memory>,
     /// Nobody else is lent them while they are in use.
     _pages: Vec<Arc<Page>>,
+}
+
+/// Memory in which recorded launches find what they read: that of one pass, which runs at once.
+#[derive(Debug)]
+pub(crate) struct Desk(Arc<Memory>);
+
+impl Desk {
+    /// # Errors
+    /// `OutOfMemory`; `Internal` when the device fails.
+    pub(crate) fn new(gpu: &Gpu) -> Result<Self> {
+        let bytes = tables_at(AT_ONCE_TEXTS) + AT_ONCE_TABLES * size_of::<u64>();
+        Ok(Self(Arc::new(gpu.hold(bytes)?)))
+    }
+}
+
+/// Where texts and, after as many as there is room for, tables lie.
+const TEXTS_AT: usize = size_of::<u64>();
+
+const fn tables_at(texts: usize) -> usize {
+    TEXTS_AT + texts * size_of::<ReadText>()
 }
 
 /// What was read.
@@ -79,9 +99,16 @@ pub(crate) struct Results {
 }
 
 impl Reading {
+    /// On `desk`, which holds a pass's texts until it has been replayed, or in memory of its own.
+    ///
     /// # Errors
-    /// `OutOfMemory`; `Internal` when the device fails.
-    pub(crate) fn new(gpu: &Gpu, texts: &[Read<'_>], features: usize) -> Result<Self> {
+    /// `OutOfMemory`; `Internal` when the device fails, or for more than the desk has room for.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        texts: &[Read<'_>],
+        features: usize,
+        desk: Option<&Desk>,
+    ) -> Result<Self> {
         let row_bytes = features * gpu.element().bytes();
         let (mut read, mut tables) = (vec![], vec![]);
         let (mut kept, mut rows) = (vec![], vec![]);
@@ -106,15 +133,24 @@ impl Reading {
         let sum_bytes = texts.len() * features * size_of::<f64>();
         let row_bytes: usize = rows.iter().map(|(_, bytes)| bytes.len()).sum();
         let out = gpu.zeros(sum_bytes + row_bytes)?;
-        let sums = [out.inside(0)];
-        let (texts_at, tables_at) = (size_of_val(&sums), size_of_val(&sums) + size_of_val(&*read));
-        let mut bytes = bytemuck::cast_slice::<u64, u8>(&sums).to_vec();
+        if desk.is_some() && read.len() > AT_ONCE_TEXTS {
+            return Err(Error::internal(format!("{} texts that are read at once", read.len())));
+        }
+        let tables_at = tables_at(desk.map_or(read.len(), |_| AT_ONCE_TEXTS));
+        let mut bytes = bytemuck::bytes_of(&out.inside(0)).to_vec();
         bytes.extend_from_slice(bytemuck::cast_slice(&read));
+        bytes.resize(tables_at, 0);
         bytes.extend_from_slice(bytemuck::cast_slice(&tables));
-        let memory = gpu.upload(&bytes)?;
+        let memory = match desk {
+            Some(Desk(memory)) => {
+                memory.write(0, &bytes)?;
+                memory.clone()
+            }
+            None => Arc::new(gpu.upload(&bytes)?),
+        };
         let params = params::Reading {
             sums: memory.inside(0),
-            texts: memory.inside(texts_at),
+            texts: memory.inside(TEXTS_AT),
             tables: memory.inside(tables_at),
             features: features as i32,
         };

@@ -1,15 +1,17 @@
 //! The kernels against their twins, and the twins against candle's operations: on the emulated GPU,
 //! and on a real one where there is one.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use half::bf16;
 
 use super::emulated::Emulation;
 use super::twin::{self, Text};
 use super::{
-    Chunk, Columns, Element, Gpu, Memory, Norms, Pages, Part, Places, Read, Reading, Shape,
+    Chunk, Columns, Element, Gpu, Graphs, Memory, Norms, Pages, Part, Places, Read, Reading, Shape,
 };
-use crate::error::{Result, Status};
+use crate::error::{Error, Result, Status};
 use crate::kernels::kv::{KvShape, Meter, PAGE_TOKENS, Tensors};
 use crate::kernels::{Heads, Kv, Span, composed};
 
@@ -140,6 +142,44 @@ fn rows_equal_their_twins() {
             }
         }
     }
+}
+
+/// What is recorded is done once a run, with what lies in memory by then.
+#[test]
+fn launches_are_recorded_once_and_replayed() {
+    let shape = Shape { rows: 1, width: 8 };
+    let run = |graphs: &Graphs, fails: &[usize]| -> (Vec<f32>, usize) {
+        let gpu = graphs.gpu();
+        let sum = upload(gpu, &[0.0; 8]);
+        let mut calls = 0;
+        for run in 1..=3 {
+            let inputs = [run as f32; 8];
+            let mut launches = |memory: &Arc<Memory>| {
+                calls += 1;
+                // Lent again and again, and of no use.
+                drop(memory.gpu().lend(100)?);
+                if fails.contains(&calls) {
+                    return Err(Error::new(Status::OutOfMemory, "planted"));
+                }
+                memory.gpu().add(&sum, memory, shape, 1)
+            };
+            // SAFETY: the sum stays.
+            unsafe { graphs.run(16, 64, bytemuck::bytes_of(&inputs), &mut launches).unwrap() };
+        }
+        (download(&sum, 8), calls)
+    };
+    let with = |has_graphs| {
+        Graphs::new(&Emulation { has_graphs, ..Emulation::default() }.gpu(Element::F32))
+    };
+    // A rehearsal and a recording.
+    assert_eq!(run(&with(true), &[]), (vec![6.0; 8], 2));
+    // Where one fails for want of memory, another one of each.
+    assert_eq!(run(&with(true), &[1]), (vec![6.0; 8], 3));
+    assert_eq!(run(&with(true), &[2]), (vec![6.0; 8], 4));
+    // Without a recording: each time.
+    assert_eq!(run(&with(true), &[1, 2]), (vec![6.0; 8], 5));
+    assert_eq!(run(&with(true), &[2, 4]), (vec![6.0; 8], 7));
+    assert_eq!(run(&with(false), &[]), (vec![6.0; 8], 4));
 }
 
 /// Places of rows that attend to nothing.
@@ -310,7 +350,7 @@ fn neurons_are_gathered_or_summed_text_by_text() {
                     rows: summed..lengths[text],
                 };
                 let texts = [read(0, 3), read(1, 27), read(2, 18), read(3, 3)];
-                let reading = Reading::new(&gpu, &texts, features).unwrap();
+                let reading = Reading::new(&gpu, &texts, features, None).unwrap();
                 let chosen = Columns::new(&gpu, &columns, start).unwrap();
                 // What the model gives: a row for each token that runs.
                 let mut expected = lengths.map(|_| vec![]);
