@@ -245,3 +245,33 @@ impl OpenOptions {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_called_as_it_is_asked_for() {
+        let on_gpu =
+            Backend::emulated(crate::kernels::Emulation::default(), crate::kernels::Precision::F32);
+        let on_gpu = on_gpu.unwrap();
+        for (asked, device, called) in [
+            ("auto", DeviceChoice::Auto, "cuda:0"),
+            ("cuda", DeviceChoice::Cuda(0), "cuda:0"),
+            ("cuda:3", DeviceChoice::Cuda(3), "cuda:3"),
+            ("candle-cuda", DeviceChoice::CandleCuda(0), "candle-cuda:0"),
+            ("candle-cuda:2", DeviceChoice::CandleCuda(2), "candle-cuda:2"),
+            ("cpu-as-gpu", DeviceChoice::CpuAsGpu, "cpu-as-gpu"),
+        ] {
+            assert_eq!(asked.parse::<DeviceChoice>().unwrap(), device);
+            assert_eq!(device.resolved(&on_gpu), called);
+        }
+        assert_eq!(DeviceChoice::Auto.resolved(&Backend::Cpu), "cpu");
+        for wrong in ["", "gpu", "cuda:", "cuda:-1", "candle-cuda:x", "candle-cpu"] {
+            assert_eq!(
+                wrong.parse::<DeviceChoice>().unwrap_err().status(),
+                Status::InvalidArgument
+            );
+        }
+    }
+}

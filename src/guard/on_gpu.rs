@@ -157,6 +157,30 @@ fn texts_go_on_from_what_the_prefix_cache_holds() {
     }
 }
 
+/// Neither reads what is the other's.
+#[test]
+fn short_texts_run_between_the_steps_of_a_long_one() {
+    let name = "qwen3-residual-last";
+    let all = Vectors::read(&fixture(name)).vectors;
+    let long = all.iter().filter(|v| v.tokens > super::open::BATCH_TOKENS);
+    let long = long.min_by_key(|v| v.tokens).unwrap();
+    let short: Vec<_> = all.iter().filter(|v| v.tokens <= 16).step_by(20).collect();
+    let guard = on_gpu(name, Dtype::F32);
+    let run = |v: &Vector| guard.score(v.input(), None).unwrap().score;
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| run(long));
+        let mut turns = 0;
+        while !running.is_finished() {
+            for vector in &short {
+                assert!((run(vector) - vector.score).abs() <= TOLERANCE, "{}", vector.id);
+            }
+            turns += 1;
+        }
+        assert!((running.join().unwrap() - long.score).abs() <= TOLERANCE);
+        assert!(turns > 1);
+    });
+}
+
 #[test]
 fn a_text_that_is_cancelled_stops_between_two_chunks() {
     let guard = on_gpu("qwen3-residual-last", Dtype::F32);

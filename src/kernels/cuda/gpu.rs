@@ -94,8 +94,9 @@ pub(super) trait Driver: Send + Sync {
     /// recorded instead of done. In between nobody allocates, writes, reads, copies or zeroes on that
     /// thread; others may free.
     ///
-    /// On CUDA: `cuStreamBeginCapture` of the one stream, in the thread-local mode. cuBLAS must have
-    /// been given a workspace before (`cublasSetWorkspace`), since it may not allocate one here.
+    /// On CUDA: `cuStreamBeginCapture` of the one stream, in the thread-local mode. Every product has been
+    /// done before; cuBLAS must have been given a workspace (`cublasSetWorkspace`), since it may not
+    /// allocate one here.
     fn begin_capture(&self) -> Result<()>;
     /// Ends it, also where something in between has failed; then this may fail as well.
     ///
@@ -144,7 +145,7 @@ pub(super) struct Sizes {
 struct Own {
     shared: Arc<Shared>,
     free: Mutex<HashMap<usize, Vec<u64>>>,
-    /// Whether launches are left out, so that nothing but memory is asked for.
+    /// Whether kernels are left out.
     rehearses: AtomicBool,
 }
 
@@ -186,12 +187,14 @@ impl Gpu {
     /// Records what `launches` does with memory of this GPU's own.
     ///
     /// # Errors
-    /// Those of `launches`; `OutOfMemory`; `Internal` when the device fails. Nothing has been done then.
+    /// Those of `launches`; `OutOfMemory`; `Internal` when the device fails. Nothing but products into its
+    /// own memory has been done then.
     pub(super) fn record(&self, launches: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {
         let Some(own) = &self.own else {
             return Err(Error::internal("a recording of memory that others are lent"));
         };
-        // What is needed lies ready afterwards: nothing is allocated while it is recorded.
+        // Memory lies ready afterwards, and cuBLAS has loaded what each product takes: neither can be
+        // done while it is recorded.
         own.rehearses.store(true, Ordering::Relaxed);
         let rehearsed = launches();
         own.rehearses.store(false, Ordering::Relaxed);
@@ -321,7 +324,8 @@ impl Gpu {
     /// # Errors
     /// `Internal`.
     pub(super) unsafe fn multiply(&self, product: Product) -> Result<()> {
-        if product.rows == 0 || self.rehearses() {
+        // In a rehearsal, too: own memory takes any numbers.
+        if product.rows == 0 {
             return Ok(());
         }
         // SAFETY: the caller says so.
