@@ -98,7 +98,8 @@ impl Readings {
         Self { texts, chunks: Chunks::default(), on_gpu: None }
     }
 
-    /// Makes room for texts of these lengths; `at_once` as in [`crate::backbone::Pass::is_at_once`].
+    /// Makes room for texts of these lengths; `at_once` where the pass is one step
+    /// of recorded launches, which find what they read where the last such pass's was.
     ///
     /// # Errors
     /// `OutOfMemory`; `Internal` when the device fails.
