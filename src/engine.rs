@@ -93,6 +93,12 @@ pub(crate) struct Ran {
     pub(crate) prefix: Option<Prefix>,
 }
 
+impl From<&backbone::Part> for readout::Part {
+    fn from(part: &backbone::Part) -> Self {
+        Self { text: part.segment, rows: part.rows.clone(), position: part.position }
+    }
+}
+
 /// A batch of jobs at work.
 pub(crate) struct Pass {
     jobs: Vec<Job>,
@@ -198,18 +204,14 @@ impl schedule::Engine for Engine {
         // Of a text that was given up, parts are left out.
         jobs.iter_mut().zip(live).for_each(|(job, live)| job.cache &= live);
         if !*has_room {
-            readings.reserve(Pass::lengths(jobs))?;
+            readings.reserve(&self.selection, Pass::lengths(jobs), pass.is_at_once())?;
             *has_room = true;
         }
         self.pool.install(|| {
             let is_complete =
-                pass.advance(&self.decoder, |i| live[i], &mut |layer, states, parts| {
-                    let parts = parts.iter().map(|part| readout::Part {
-                        text: part.segment,
-                        rows: part.rows.clone(),
-                        position: part.position,
-                    });
-                    readings.observe(&self.selection, layer, states, parts)
+                pass.advance(&self.decoder, |i| live[i], &mut |layer, states, parts, places| {
+                    let parts = parts.iter().map(readout::Part::from);
+                    readings.observe(&self.selection, layer, states, parts, places)
                 })?;
             if is_complete {
                 readings.complete(&self.selection, Pass::lengths(jobs))?;

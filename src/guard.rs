@@ -1,7 +1,10 @@
 //! Open a guard, score with it: the whole engine in safe Rust.
 
+mod check;
 mod core;
 mod info;
+#[cfg(test)]
+mod on_gpu;
 mod open;
 mod scoring;
 

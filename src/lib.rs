@@ -13,6 +13,9 @@
 //!
 //! The C interface over the same engine is `include/siren.h`.
 
+#[cfg(test)]
+extern crate self as siren; // What tests of the public interface call it.
+
 mod artifact;
 mod audit;
 mod backbone;

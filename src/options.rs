@@ -32,18 +32,27 @@ pub enum DeviceChoice {
     Cpu,
     /// The NVIDIA GPU of this index.
     Cuda(usize),
-    /// The CPU in a GPU's place: what a GPU is given to do, done by candle on the CPU. Far slower
-    /// than `Cpu`; there so that a machine without a GPU can test that code.
+    /// The same, with candle's operations instead of this library's kernels: what these are compared
+    /// with.
+    CandleCuda(usize),
+    /// The CPU in the place of [`Self::CandleCuda`]. Far slower than `Cpu`; there so that a machine
+    /// without a GPU can test that code.
     CpuAsGpu,
+    /// The kernels on a GPU that is emulated.
+    #[cfg(test)]
+    Emulated(crate::kernels::Emulation),
 }
 
 impl DeviceChoice {
-    /// `cpu`, `cuda:N` or `cpu-as-gpu`.
+    /// `cpu`, `cuda:N`, `candle-cuda:N` or `cpu-as-gpu`.
     pub(crate) fn resolved(self, backend: &Backend) -> String {
         match (self, backend) {
             (_, Backend::Cpu) => "cpu".into(),
             (Self::CpuAsGpu, _) => "cpu-as-gpu".into(),
             (Self::Cuda(ordinal), _) => format!("cuda:{ordinal}"),
+            (Self::CandleCuda(ordinal), _) => format!("candle-cuda:{ordinal}"),
+            #[cfg(test)]
+            (Self::Emulated(_), _) => "emulated".into(),
             _ => "cuda:0".into(),
         }
     }
@@ -58,13 +67,16 @@ impl FromStr for DeviceChoice {
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
             "cpu-as-gpu" => Ok(Self::CpuAsGpu),
-            _ => s.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Self::Cuda).ok_or_else(
-                || {
+            "candle-cuda" => Ok(Self::CandleCuda(0)),
+            _ => {
+                let ordinal = |prefix| s.strip_prefix(prefix).and_then(|n| n.parse().ok());
+                let cuda = ordinal("cuda:").map(Self::Cuda);
+                cuda.or_else(|| ordinal("candle-cuda:").map(Self::CandleCuda)).ok_or_else(|| {
                     Error::argument(format!(
                         "the device is {s:?}, expected \"auto\", \"cpu\", \"cuda\" or \"cuda:N\""
                     ))
-                },
-            ),
+                })
+            }
         }
     }
 }
@@ -231,5 +243,35 @@ impl OpenOptions {
             ));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_called_as_it_is_asked_for() {
+        let on_gpu =
+            Backend::emulated(crate::kernels::Emulation::default(), crate::kernels::Precision::F32);
+        let on_gpu = on_gpu.unwrap();
+        for (asked, device, called) in [
+            ("auto", DeviceChoice::Auto, "cuda:0"),
+            ("cuda", DeviceChoice::Cuda(0), "cuda:0"),
+            ("cuda:3", DeviceChoice::Cuda(3), "cuda:3"),
+            ("candle-cuda", DeviceChoice::CandleCuda(0), "candle-cuda:0"),
+            ("candle-cuda:2", DeviceChoice::CandleCuda(2), "candle-cuda:2"),
+            ("cpu-as-gpu", DeviceChoice::CpuAsGpu, "cpu-as-gpu"),
+        ] {
+            assert_eq!(asked.parse::<DeviceChoice>().unwrap(), device);
+            assert_eq!(device.resolved(&on_gpu), called);
+        }
+        assert_eq!(DeviceChoice::Auto.resolved(&Backend::Cpu), "cpu");
+        for wrong in ["", "gpu", "cuda:", "cuda:-1", "candle-cuda:x", "candle-cpu"] {
+            assert_eq!(
+                wrong.parse::<DeviceChoice>().unwrap_err().status(),
+                Status::InvalidArgument
+            );
+        }
     }
 }

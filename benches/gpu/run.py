@@ -2,16 +2,18 @@
 """Parity, times and a profile of the built library on a GPU, as JSON.
 
     python run.py bundle OUT --library libsiren.so    the folder to carry to the GPU machine
-    python run.py run --out RESULT.json [--device cuda] [--shapes qwen3-0.6b,qwen3-4b]
+    python run.py run --out RESULT.json [--devices cuda,candle-cuda] [--shapes qwen3-0.6b,qwen3-4b]
 
+Own kernels (`cuda`) and candle's operations (`candle-cuda`) are measured one after the other.
 The GPU machine needs a driver, CUDA 13 libraries and Python with numpy; with torch and transformers
 it also runs the reference, llm-siren, on the same device in the same run (`bundle` carries that
 package where pip can get it). No network, no compiler. Weights are made at random there. Everything
-but the GPU can be rehearsed: `--device cpu-as-gpu --shapes tiny --seconds 5`.
+but the GPU can be rehearsed: `--devices cpu-as-gpu --shapes tiny --seconds 5`.
 """
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import platform
@@ -88,7 +90,7 @@ class Reference:
     """llm-siren on the same device, where it can be had; `why` says why not."""
 
     def __init__(self, device):
-        self.device = "cpu" if device.startswith("cpu") else device
+        self.device = "cpu" if device.startswith("cpu") else device.removeprefix("candle-")
         self.why = None
         sys.path.append(str(ROOT / "reference"))
         os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -184,7 +186,7 @@ def parity_of(siren, reference, device, fixture, dtype):
         guard = reference.open(artifact, dtype)
         if guard is not None:
             theirs = apart([guard.score(**one).score for one in inputs])
-    return {"fixture": fixture.name, "dtype": dtype, "bound": bound, "worst": found,
+    return {"fixture": fixture.name, "device": device, "dtype": dtype, "bound": bound, "worst": found,
             "reference_worst": theirs, "ok": max(found.values()) <= bound}
 
 
@@ -231,7 +233,8 @@ def benchmark(siren, reference, device, shape, model, dtype, args):
     guard.warmup()
     result = {"shape": shape, "dtype": dtype, "device": guard.device, "open_ms": opened,
               "first_call_ms": (time.perf_counter() - start) * 1e3, "info": guard.info_json()}
-    theirs = reference.open(model, dtype)
+    # Once, beside the first of the devices.
+    theirs = reference.open(model, dtype) if device == args.devices[0] else None
     result["texts"] = []
     for tokens in LENGTHS:
         text, found = text_of(guard, tokens)
@@ -328,9 +331,9 @@ def profile(reference, guard, device):
 
 def run(args):
     # First, so that its CUDA libraries are there for the library too.
-    reference = Reference(args.device)
+    reference = Reference(args.devices[0])
     siren = library()
-    result = {"machine": machine(reference, siren), "device": args.device, "failures": []}
+    result = {"machine": machine(reference, siren), "devices": args.devices, "failures": []}
 
     def attempt(name, call):
         try:
@@ -343,11 +346,14 @@ def run(args):
     def save():
         args.out.write_text(json.dumps(result, indent=1))
 
-    result["parity"] = attempt("parity", lambda: parity(siren, reference, args.device))
-    for row in result["parity"] or []:
-        if not row["ok"]:
-            result["failures"].append({"part": "parity", "error": json.dumps(row)})
-    save()
+    result["parity"] = []
+    for device in args.devices:
+        rows = attempt(f"parity {device}", lambda: parity(siren, reference, device)) or []
+        result["parity"] += rows
+        for row in rows:
+            if not row["ok"]:
+                result["failures"].append({"part": "parity", "error": json.dumps(row)})
+        save()
     result["benchmarks"] = []
     with tempfile.TemporaryDirectory(dir=args.work) as place:
         for shape in args.shapes.split(","):
@@ -355,9 +361,9 @@ def run(args):
             make = [sys.executable, str(ROOT / "benches/make_shape.py"), str(model), "--shape", shape]
             if attempt(shape, lambda: subprocess.run(make, check=True, stdout=sys.stderr)) is None:
                 continue
-            for dtype in args.dtypes.split(","):
-                measured = attempt(f"{shape} {dtype}", lambda: benchmark(
-                    siren, reference, args.device, shape, model, dtype, args))
+            for dtype, device in itertools.product(args.dtypes.split(","), args.devices):
+                measured = attempt(f"{shape} {dtype} {device}", lambda: benchmark(
+                    siren, reference, device, shape, model, dtype, args))
                 result["benchmarks"].append(measured)
                 save()
             shutil.rmtree(model, ignore_errors=True)
@@ -375,7 +381,7 @@ def main():
     carry.set_defaults(call=bundle)
     measure = commands.add_parser("run")
     measure.add_argument("--out", type=Path, required=True)
-    measure.add_argument("--device", default="cuda")
+    measure.add_argument("--devices", type=lambda text: text.split(","), default="cuda,candle-cuda")
     measure.add_argument("--shapes", default="qwen3-0.6b,qwen3-4b")
     measure.add_argument("--dtypes", default="bf16,f32")
     measure.add_argument("--repeat", type=int, default=50)

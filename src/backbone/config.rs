@@ -7,6 +7,7 @@ use std::path::Path;
 
 use crate::error::Result;
 use crate::json::{Document, Node};
+use crate::kernels::Heads;
 
 pub(super) const MAX_LAYERS: usize = 1024;
 pub(super) const MAX_HEADS: usize = 1024;
@@ -73,6 +74,15 @@ impl Config {
     /// `InvalidModel` naming the field, what was found and what is accepted.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         Self::parse(&Document::read(path)?)
+    }
+
+    /// The heads of its attention blocks.
+    pub(crate) fn heads(&self) -> Heads {
+        Heads {
+            query: self.num_attention_heads,
+            key_value: self.num_key_value_heads,
+            dim: self.head_dim,
+        }
     }
 
     /// The names of all tensors that a model of this shape has, its language-model head aside.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 
 use super::config::{Config, Family};
@@ -13,8 +13,8 @@ use super::rope::Rope;
 use crate::checkpoint::{Checkpoint, Values};
 use crate::error::{Error, Result, Status};
 use crate::kernels::{
-    self, Arena, Backend, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader, Meter,
-    Piece, Pieces, Precision, Rows, Span, Vector,
+    self, Arena, AtOnce, Backend, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader,
+    Meter, Piece, Pieces, Places, Precision, Rows, Span, TextRows, Vector,
 };
 
 /// Where in a block the hidden states are read.
@@ -34,6 +34,10 @@ pub(crate) struct Observed {
     /// Ascending block numbers.
     pub(crate) layers: Vec<usize>,
 }
+
+/// Turns joined queries, keys and values into the attention's output, `[rows, query * dim]`, in the form
+/// that is asked for; the norms are those of the queries and keys.
+pub(super) type Attend<'a> = dyn FnMut(Rows, Option<&HeadNorms>, Form) -> Result<Inputs> + 'a;
 
 /// What a decoder is made from, and how.
 pub(crate) struct Plan<'a> {
@@ -61,6 +65,7 @@ pub(crate) struct Decoder {
     bytes: usize,
     chunk_rows: usize,
     arena: Arena,
+    at_once: Option<AtOnce>,
 }
 
 struct Block {
@@ -85,7 +90,8 @@ impl Decoder {
         let (config, observed) = (plan.config.clone(), plan.observed.clone());
         let is_calibrated = packed.is_some() || precision != Precision::Int8;
         let (device, dtype) = match backend {
-            Backend::Cpu => (Device::Cpu, DType::F32),
+            // Nothing is read through it.
+            Backend::Cpu | Backend::Cuda(_) => (Device::Cpu, DType::F32),
             Backend::Candle { device, dtype } => (device.clone(), *dtype),
         };
         // Checkpoints of the bare model lack the prefix.
@@ -95,11 +101,16 @@ impl Decoder {
         let root = if prefix.is_empty() { root } else { root.pp(prefix) };
         let mut loader = Loader { checkpoint, backend, precision, packed };
 
+        backend.check_heads(config.heads())?;
         let shape = Embedding::shape(&config);
         let name = full_name(&root, "embed_tokens.weight");
-        checkpoint.tensor(&name, &shape)?;
+        let table = checkpoint.tensor(&name, &shape)?;
         let embedding = match backend {
             Backend::Cpu => Embedding::InFile { checkpoint: checkpoint.clone(), name, shape },
+            Backend::Cuda(gpu) => {
+                let parts = [(&table.values, shape[0] * shape[1])];
+                Embedding::OnGpu { table: gpu.weights(parts.into_iter())?, shape }
+            }
             Backend::Candle { .. } => {
                 Embedding::OnDevice(root.get((shape[0], shape[1]), "embed_tokens.weight")?)
             }
@@ -109,7 +120,7 @@ impl Decoder {
             .then(|| loader.vector(&root, "norm.weight", config.hidden_size))
             .transpose()?;
         let rope = Rope::new(&config);
-        let chunk_rows = pass::chunk_rows(row_flops(&config), precision);
+        let chunk_rows = pass::chunk_rows(row_flops(&config), backend, precision);
         let arena = Arena::new(arena_floats(chunk_rows, &config));
         let mut decoder = Self {
             config,
@@ -123,6 +134,7 @@ impl Decoder {
             bytes: 0,
             chunk_rows,
             arena,
+            at_once: AtOnce::new(backend),
         };
         let mut calibration = (!is_calibrated).then(|| {
             let tokens = plan.calibration.into();
@@ -136,7 +148,7 @@ impl Decoder {
             decoder.blocks.push(block);
             if let Some(pass) = &mut calibration {
                 // As far as there are blocks: through this one.
-                while !pass.advance(&decoder, |_| true, &mut |_, _, _| Ok(()))? {}
+                while !pass.advance(&decoder, |_| true, &mut |_, _, _, _| Ok(()))? {}
                 let block = decoder.blocks.pop().map(Block::calibrated).transpose()?;
                 decoder.blocks.extend(block);
             }
@@ -185,33 +197,50 @@ impl Decoder {
 
     /// What the keys and values of all its blocks look like.
     pub(crate) fn kv_shape(&self) -> KvShape {
-        KvShape { layers: self.blocks.len(), heads: heads(&self.config) }
+        KvShape { layers: self.blocks.len(), heads: self.config.heads() }
     }
 
-    /// Hidden states of `tokens` before the first block, `[tokens, hidden_size]`.
-    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Rows> {
-        self.embedding.rows(tokens, &self.arena)
+    /// Hidden states of `tokens`, which are those of `places`, before the first block, `[tokens,
+    /// hidden_size]`.
+    pub(super) fn embed(&self, tokens: &[u32], places: &Places) -> Result<Rows> {
+        self.embedding.rows(tokens, places, &self.arena)
     }
 
-    /// Cosines and sines of tokens at `positions` of their texts, `[tokens, head_dim / 2]` each.
-    pub(super) fn rotations(&self, positions: impl Iterator<Item = usize>) -> Result<(Rows, Rows)> {
-        let (cos, sin) = self.rope.rows(positions);
-        let half = self.config.head_dim / 2;
-        let place = |values: Vec<f32>| -> Result<Rows> {
-            let Backend::Candle { device, dtype } = &self.backend else {
-                return Rows::copied(&self.arena, &values, half);
-            };
-            let shape = (values.len() / half, half);
-            Rows::on_device(Tensor::from_vec(values, shape, device)?.to_dtype(*dtype)?)
-        };
-        Ok((place(cos)?, place(sin)?))
+    /// What runs a few rows at once, where that is done.
+    pub(super) fn at_once(&self) -> Option<&AtOnce> {
+        self.at_once.as_ref()
+    }
+
+    /// Does `layers`, all of them, at once, for rows of `texts` whose tokens are `tokens`.
+    pub(super) fn run_at_once<'a>(
+        &self,
+        texts: impl Iterator<Item = TextRows<'a>> + Clone,
+        tokens: &[u32],
+        layers: &mut dyn FnMut(&Places) -> Result<()>,
+    ) -> Result<()> {
+        let at_once = self.at_once().ok_or_else(|| Error::internal("nothing runs at once"))?;
+        let (cos, sin) = self.rotations(texts.clone());
+        let (tokens, heads) = ((tokens, self.config.vocab_size), self.config.heads());
+        at_once.run(texts, tokens, (&cos, &sin), heads, layers)
+    }
+
+    fn rotations<'a>(&self, texts: impl Iterator<Item = TextRows<'a>>) -> (Vec<f32>, Vec<f32>) {
+        self.rope.rows(texts.flat_map(|text| (text.position..).take(text.rows.len())))
+    }
+
+    /// What rows of `texts` are whose tokens are `tokens`.
+    pub(super) fn places<'a>(
+        &self,
+        texts: impl Iterator<Item = TextRows<'a>> + Clone,
+        tokens: &[u32],
+    ) -> Result<Places> {
+        let rotations = self.rotations(texts.clone());
+        let tokens = (tokens, self.config.vocab_size);
+        Places::new(&self.backend, &self.arena, texts, tokens, rotations, self.config.heads())
     }
 
     /// Runs one block on packed rows, `[rows, hidden_size]`, in their place, and shows what is
     /// observed of it.
-    ///
-    /// `attend` turns joined queries, keys and values, normed and rotated, into the attention's
-    /// output, `[rows, query * dim]`, in the form that is asked for.
     ///
     /// # Errors
     /// Those of `attend` and `observe`; `OutOfMemory`; `Internal` when the device fails.
@@ -219,17 +248,14 @@ impl Decoder {
         &self,
         layer: usize,
         x: &mut Rows,
-        (cos, sin): &(Rows, Rows),
-        attend: &mut dyn FnMut(&Rows, Form) -> Result<Inputs>,
+        attend: &mut Attend<'_>,
         observe: &mut dyn FnMut(&Rows) -> Result<()>,
     ) -> Result<()> {
         let block = &self.blocks[layer];
         let eps = self.config.rms_norm_eps;
         let normed = kernels::rms_norm(x, &block.input_norm, eps, block.qkv.form())?;
-        let mut qkv = block.qkv.forward(&normed)?;
-        let norms = block.head_norms.as_ref();
-        kernels::norm_and_rotate(&mut qkv, (cos, sin), norms, heads(&self.config))?;
-        let attended = attend(&qkv, block.output.form())?;
+        let qkv = block.qkv.forward(&normed)?;
+        let attended = attend(qkv, block.head_norms.as_ref(), block.output.form())?;
         let attended = block.output.forward(&attended)?;
         let (norm, form) = (&block.post_attention_norm, block.gate_up.form());
         let normed = kernels::add_and_norm(x, &attended, norm, eps, form)?;
@@ -251,9 +277,19 @@ impl Decoder {
         Ok(())
     }
 
+    /// Norms and rotates the queries and keys of joined rows that do not lie on a GPU.
+    pub(super) fn norm_and_rotate(
+        &self,
+        qkv: &mut Rows,
+        places: &Places,
+        norms: Option<&HeadNorms>,
+    ) -> Result<()> {
+        kernels::norm_and_rotate(qkv, places, norms, self.config.heads())
+    }
+
     /// Attention inside each span's own text.
     pub(super) fn attend(&self, qkv: &Rows, spans: &[Span<'_>], form: Form) -> Result<Inputs> {
-        kernels::attention(qkv, spans, heads(&self.config), self.precision, form)
+        kernels::attention(qkv, spans, self.config.heads(), self.precision, form)
     }
 }
 
@@ -278,14 +314,6 @@ impl Block {
     }
 }
 
-fn heads(config: &Config) -> Heads {
-    Heads {
-        query: config.num_attention_heads,
-        key_value: config.num_key_value_heads,
-        dim: config.head_dim,
-    }
-}
-
 /// Numbers that are kept between operations: what a block holds, twice, since buffers of one size are
 /// not those of another, and what tasks of attention take for themselves.
 fn arena_floats(chunk_rows: usize, config: &Config) -> usize {
@@ -296,14 +324,14 @@ fn arena_floats(chunk_rows: usize, config: &Config) -> usize {
 /// Numbers that a row takes while a block runs.
 fn activations(config: &Config) -> usize {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let Heads { query, dim, .. } = heads(config);
-    3 * hidden + heads(config).qkv() + query * dim + 3 * inner + dim
+    let Heads { query, dim, .. } = config.heads();
+    3 * hidden + config.heads().qkv() + query * dim + 3 * inner + dim
 }
 
 /// Floating-point operations of a block's linear layers for a row.
 fn row_flops(config: &Config) -> usize {
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
-    let heads = heads(config);
+    let heads = config.heads();
     2 * hidden * (heads.qkv() + heads.query * heads.dim + 3 * inner)
 }
 
@@ -379,7 +407,7 @@ impl<'a> Loader<'a> {
 
     fn block(&mut self, config: &Config, vb: &VarBuilder<'_>) -> Result<Block> {
         let hidden = config.hidden_size;
-        let heads = heads(config);
+        let heads = config.heads();
         let (query, key_value) = (heads.query * heads.dim, heads.key_value * heads.dim);
         let attention = vb.pp("self_attn");
         let mlp = vb.pp("mlp");

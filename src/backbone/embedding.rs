@@ -7,22 +7,24 @@ use candle_core::Tensor;
 use super::config::Config;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::kernels::{Arena, Rows};
+use crate::kernels::{self, Arena, Memory, Places, Rows};
 
 /// The embedding table of a decoder.
 pub(super) enum Embedding {
     /// On the CPU the table stays in the (mapped) file: a text touches few of its rows.
     InFile { checkpoint: Arc<Checkpoint>, name: String, shape: [usize; 2] },
-    /// On another device it is held there, in the dtype that runs.
+    /// On a GPU it is held there, `[vocab_size, hidden_size]`.
+    OnGpu { table: Memory, shape: [usize; 2] },
+    /// On a device of candle's it is held there, in the dtype that runs.
     OnDevice(Tensor),
 }
 
 impl Embedding {
-    /// Hidden states of `tokens`, `[tokens, hidden_size]`.
+    /// Hidden states of `tokens`, which are those of `places`, `[tokens, hidden_size]`.
     ///
     /// # Errors
     /// `OutOfMemory`; `Internal` for an id outside the vocabulary, which opening a guard rules out.
-    pub(super) fn rows(&self, tokens: &[u32], arena: &Arena) -> Result<Rows> {
+    pub(super) fn rows(&self, tokens: &[u32], places: &Places, arena: &Arena) -> Result<Rows> {
         match self {
             Self::InFile { checkpoint, name, shape: [vocabulary, hidden] } => {
                 let table = checkpoint.tensor(name, &[*vocabulary, *hidden])?;
@@ -41,6 +43,7 @@ impl Embedding {
                 }
                 Ok(rows)
             }
+            Self::OnGpu { table, shape } => kernels::embed_on_gpu(table, *shape, places),
             Self::OnDevice(table) => {
                 let ids = Tensor::new(tokens, table.device())?;
                 Rows::on_device(table.index_select(&ids, 0)?)

@@ -18,4 +18,4 @@ pub use config::Family;
 pub(crate) use decoder::{Decoder, Observed, Plan, Site};
 pub(crate) use files::{CONFIG_FILE, Files};
 pub(crate) use packed_cache::PackedCache;
-pub(crate) use pass::{Pass, Segment};
+pub(crate) use pass::{Part, Pass, Segment};

@@ -7,8 +7,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::decoder::Decoder;
-use crate::error::Result;
-use crate::kernels::{self, Form, Inputs, Kv, KvShape, Meter, Precision, Rows, Span};
+use crate::error::{Error, Result};
+use crate::kernels::{
+    self, AtOnce, Backend, Form, HeadNorms, Inputs, Kv, KvShape, Meter, Places, Precision, Rows,
+    Span, TextRows,
+};
 
 /// Rows of a chunk, for each thread: wide enough for the matrix products to run at full speed, and
 /// few enough for a chunk of a small model to take some tens of milliseconds.
@@ -17,6 +20,8 @@ const MIN_CHUNK_ROWS: usize = 128;
 const MAX_CHUNK_ROWS: usize = 1024;
 /// As [`MAX_CHUNK_ROWS`], where reading a layer's weights takes as long as the products of many rows.
 const WIDE_CHUNK_ROWS: usize = 512;
+/// The same for each multiprocessor of a GPU.
+const CHUNK_ROWS_PER_PROCESSOR: usize = 32;
 /// Keys that each of a full chunk's rows sees before chunks get fewer rows.
 const CHUNK_KEYS: usize = 2048;
 
@@ -46,12 +51,12 @@ struct Chunk {
     parts: Vec<Part>,
     /// Hidden states, `[rows, hidden_size]`; none before the first layer.
     states: Option<Rows>,
-    /// `[rows, head_dim / 2]` each; none before the first layer.
-    rotations: Option<(Rows, Rows)>,
+    /// None before the first layer.
+    places: Option<Places>,
 }
 
 /// Is shown an observed layer's states, `[rows, hidden_size]`, with the texts that they are of.
-pub(crate) type Observe<'a> = dyn FnMut(usize, &Rows, &[Part]) -> Result<()> + 'a;
+pub(crate) type Observe<'a> = dyn FnMut(usize, &Rows, &[Part], &Places) -> Result<()> + 'a;
 
 /// See the module.
 pub(crate) struct Pass {
@@ -60,6 +65,8 @@ pub(crate) struct Pass {
     layer: usize,
     chunk: usize,
     has_room: bool,
+    /// Whether all of it is one step.
+    is_at_once: bool,
 }
 
 impl Segment {
@@ -90,9 +97,18 @@ impl Pass {
     pub(crate) fn new(decoder: &Decoder, segments: Vec<Segment>) -> Self {
         let chunks = parts(&segments, decoder.chunk_rows())
             .into_iter()
-            .map(|parts| Chunk { parts, states: None, rotations: None })
+            .map(|parts| Chunk { parts, states: None, places: None })
             .collect();
-        Self { segments, chunks, layer: 0, chunk: 0, has_room: false }
+        let rows = segments.iter().map(|s| s.tokens.len() - s.start).sum();
+        let lengths = segments.iter().map(|segment| segment.tokens.len());
+        let is_at_once = decoder.at_once().is_some() && AtOnce::takes(rows, lengths);
+        Self { segments, chunks, layer: 0, chunk: 0, has_room: false, is_at_once }
+    }
+
+    /// Whether its first step is all of it, whose launches are recorded: they read where the last
+    /// pass's did.
+    pub(crate) fn is_at_once(&self) -> bool {
+        self.is_at_once
     }
 
     /// Runs the next chunk of the layer at work, and shows its states, `[rows, hidden_size]`, if
@@ -113,6 +129,10 @@ impl Pass {
             }
             self.has_room = true;
         }
+        if self.is_at_once {
+            self.run_at_once(decoder, live, observe)?;
+            return Ok(true);
+        }
         while self.layer < decoder.blocks() {
             let Some(chunk) = self.chunks.get_mut(self.chunk) else {
                 self.layer += 1;
@@ -124,59 +144,47 @@ impl Pass {
                 chunk.states = None;
                 continue;
             }
-            let mut states = match chunk.states.take() {
-                Some(states) => states,
-                None => {
-                    let tokens: Vec<u32> = chunk
-                        .parts
-                        .iter()
-                        .flat_map(|part| {
-                            let tokens = &self.segments[part.segment].tokens;
-                            &tokens[part.position..part.position + part.rows.len()]
-                        })
-                        .copied()
-                        .collect();
-                    decoder.embed(&tokens)?
-                }
+            if chunk.states.is_none() {
+                chunk.begin(decoder, &self.segments)?;
+            }
+            let Chunk { parts, states: Some(states), places: Some(places) } = chunk else {
+                return Err(Error::internal("a chunk that has not begun"));
             };
-            let rotations = match chunk.rotations.take() {
-                Some(rotations) => rotations,
-                None => {
-                    let parts = chunk.parts.iter();
-                    decoder
-                        .rotations(parts.flat_map(|part| (part.position..).take(part.rows.len())))?
-                }
+            let (layer, segments) = (self.layer, &mut self.segments);
+            let mut attend = |qkv: Rows, norms: Option<&HeadNorms>, form: Form| {
+                attend(decoder, layer, segments, parts, (qkv, places), norms, form)
             };
-            let rotations = chunk.rotations.insert(rotations);
-            let layer = self.layer;
-            let (parts, segments) = (&chunk.parts, &mut self.segments);
-            let mut attend = |qkv: &Rows, form: Form| -> Result<Inputs> {
-                for part in parts {
-                    let segment = &mut segments[part.segment];
-                    let slot = segment.slot(layer);
-                    segment.kv.store(slot, part.position, qkv, part.rows.clone())?;
-                }
-                let spans: Vec<_> = parts
-                    .iter()
-                    .map(|part| {
-                        let segment = &segments[part.segment];
-                        Span {
-                            rows: part.rows.clone(),
-                            position: part.position,
-                            kv: &segment.kv,
-                            layer: segment.slot(layer),
-                        }
-                    })
-                    .collect();
-                decoder.attend(qkv, &spans, form)
-            };
-            decoder.block(layer, &mut states, rotations, &mut attend, &mut |states| {
-                observe(layer, states, parts)
+            decoder.block(layer, states, &mut attend, &mut |states| {
+                observe(layer, states, parts, places)
             })?;
-            chunk.states = Some(states);
             return Ok(false);
         }
         Ok(true)
+    }
+
+    fn run_at_once(
+        &self,
+        decoder: &Decoder,
+        live: impl Fn(usize) -> bool,
+        observe: &mut Observe<'_>,
+    ) -> Result<()> {
+        let live = |chunk: &&Chunk| chunk.parts.iter().any(|part| live(part.segment));
+        for Chunk { parts, .. } in self.chunks.iter().filter(live) {
+            let (tokens, texts) = (tokens(parts, &self.segments), texts(parts, &self.segments));
+            decoder.run_at_once(texts, &tokens, &mut |places| {
+                let mut states = decoder.embed(&tokens, places)?;
+                for layer in 0..decoder.blocks() {
+                    let mut attend = |qkv: Rows, norms: Option<&HeadNorms>, _| {
+                        kernels::attention_on_gpu(&qkv, places, norms, layer)
+                    };
+                    decoder.block(layer, &mut states, &mut attend, &mut |states| {
+                        observe(layer, states, parts, places)
+                    })?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// The segments, in the order in which they were given; where the pass was given up, with more
@@ -186,9 +194,77 @@ impl Pass {
     }
 }
 
-/// The most rows of a chunk on the current rayon pool, for a block that takes `row_flops` operations
-/// a row.
-pub(super) fn chunk_rows(row_flops: usize, precision: Precision) -> usize {
+impl Chunk {
+    fn begin(&mut self, decoder: &Decoder, segments: &[Segment]) -> Result<()> {
+        let tokens = tokens(&self.parts, segments);
+        let places = decoder.places(texts(&self.parts, segments), &tokens)?;
+        self.states = Some(decoder.embed(&tokens, &places)?);
+        self.places = Some(places);
+        Ok(())
+    }
+}
+
+/// The tokens of a chunk's rows.
+fn tokens(parts: &[Part], segments: &[Segment]) -> Vec<u32> {
+    let tokens = parts.iter().flat_map(|part| {
+        &segments[part.segment].tokens[part.position..part.position + part.rows.len()]
+    });
+    tokens.copied().collect()
+}
+
+fn texts<'a>(
+    parts: &'a [Part],
+    segments: &'a [Segment],
+) -> impl Iterator<Item = TextRows<'a>> + Clone {
+    parts.iter().map(|part| TextRows {
+        rows: part.rows.clone(),
+        position: part.position,
+        text: part.segment,
+        kv: &segments[part.segment].kv,
+    })
+}
+
+/// Attention of a chunk's joined queries, keys and values, which are stored on the way.
+fn attend(
+    decoder: &Decoder,
+    layer: usize,
+    segments: &mut [Segment],
+    parts: &[Part],
+    (mut qkv, places): (Rows, &Places),
+    norms: Option<&HeadNorms>,
+    form: Form,
+) -> Result<Inputs> {
+    if let Places::Cuda(_) = places {
+        return kernels::attention_on_gpu(&qkv, places, norms, layer);
+    }
+    decoder.norm_and_rotate(&mut qkv, places, norms)?;
+    for part in parts {
+        let segment = &mut segments[part.segment];
+        let slot = segment.slot(layer);
+        segment.kv.store(slot, part.position, &qkv, part.rows.clone())?;
+    }
+    let spans: Vec<_> = parts
+        .iter()
+        .map(|part| {
+            let segment = &segments[part.segment];
+            Span {
+                rows: part.rows.clone(),
+                position: part.position,
+                kv: &segment.kv,
+                layer: segment.slot(layer),
+            }
+        })
+        .collect();
+    decoder.attend(&qkv, &spans, form)
+}
+
+/// The most rows of a chunk on this GPU, or on the current rayon pool, for a block that takes
+/// `row_flops` operations a row.
+pub(super) fn chunk_rows(row_flops: usize, backend: &Backend, precision: Precision) -> usize {
+    if let Backend::Cuda(gpu) = backend {
+        let rows = CHUNK_ROWS_PER_PROCESSOR * gpu.processors();
+        return rows.clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
+    }
     let threads = rayon::current_num_threads();
     let rows = (CHUNK_ROWS_PER_THREAD * threads).clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
     let Some(flops) = kernels::chunk_flops_per_thread(precision) else { return rows };

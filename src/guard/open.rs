@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicUsize;
 use candle_core::Device;
 
 use super::core::Core;
-use super::{Guard, Info};
+use super::{Guard, Info, check};
 use crate::artifact::{self, Content, Pooling};
 use crate::backbone::{Decoder, Files, Observed, PackedCache, Plan, Site};
 use crate::engine::Engine;
@@ -99,10 +99,20 @@ impl Guard {
         let max_length = max_length(options, &content, &tokenizer)?;
 
         let checkpoint = Arc::new(files.checkpoint(&config, options.map)?);
-        let is_cpus = options.device == DeviceChoice::Auto && checkpoint.has_blocks();
-        let (backend, precision) = match is_cpus {
-            true => self::backend(DeviceChoice::Cpu, options.dtype)?,
-            false => (backend, precision),
+        let cpus = match (options.device, &backend) {
+            (DeviceChoice::Auto, Backend::Cpu) => None,
+            (DeviceChoice::Auto, _) if checkpoint.has_blocks() => Some("quantised weights".into()),
+            (DeviceChoice::Auto, backend) => {
+                backend.check_heads(config.heads()).err().map(|error| error.to_string())
+            }
+            _ => None,
+        };
+        let (backend, precision) = match cpus {
+            Some(why) => {
+                log::info!("device auto is the CPU: {why}");
+                self::backend(DeviceChoice::Cpu, options.dtype)?
+            }
+            None => (backend, precision),
         };
         let backend = &backend;
         let selection = Selection::new(content.layers.clone(), backend)?;
@@ -123,6 +133,9 @@ impl Guard {
             precision,
             calibration: &calibration,
         };
+        if let Backend::Cuda(_) = backend {
+            check::first_block(&plan, &tokenizer.encode(CALIBRATION, check::TOKENS)?.ids)?;
+        }
         let cache =
             packed_dir(options, backend, &backbone_path).map(|dir| PackedCache::new(&dir, &plan));
         let (decoder, packed_file) = match &cache {
@@ -211,38 +224,40 @@ fn default_threads() -> usize {
 
 /// What the backbone runs on, and in what; refused before anything is read.
 fn backend(choice: DeviceChoice, dtype: Dtype) -> Result<(Backend, Precision)> {
-    let device = match choice {
-        DeviceChoice::Cpu => None,
-        DeviceChoice::CpuAsGpu => Some(Device::Cpu),
-        DeviceChoice::Cuda(ordinal) => Some(cuda(ordinal)?),
-        // Runs on the CPU alone.
-        DeviceChoice::Auto if dtype == Dtype::Int8 => None,
-        DeviceChoice::Auto => {
-            cuda(0).inspect_err(|error| log::info!("device auto is the CPU: {error}")).ok()
-        }
-    };
-    let precision = match dtype {
-        Dtype::Auto if device.is_none() => Precision::F32,
+    let on_gpu = match dtype {
         Dtype::Auto | Dtype::Bf16 => Precision::Bf16,
         Dtype::F32 => Precision::F32,
         Dtype::Int8 => Precision::Int8,
     };
-    let backend = match device {
-        None => Backend::Cpu,
-        Some(device) => Backend::candle(device, precision)?,
+    let on_cpu = match dtype {
+        Dtype::Auto => Precision::F32,
+        _ => on_gpu,
     };
-    Ok((backend, precision))
+    let backend = match choice {
+        DeviceChoice::Cpu => None,
+        // Runs on the CPU alone.
+        DeviceChoice::Auto if dtype == Dtype::Int8 => None,
+        DeviceChoice::Auto => Backend::cuda(0, on_gpu)
+            .inspect_err(|error| log::info!("device auto is the CPU: {error}"))
+            .ok(),
+        DeviceChoice::Cuda(ordinal) => Some(Backend::cuda(ordinal, on_gpu)?),
+        DeviceChoice::CandleCuda(ordinal) => Some(Backend::candle(candle(ordinal)?, on_gpu)?),
+        DeviceChoice::CpuAsGpu => Some(Backend::candle(Device::Cpu, on_gpu)?),
+        #[cfg(test)]
+        DeviceChoice::Emulated(emulation) => Some(Backend::emulated(emulation, on_gpu)?),
+    };
+    Ok(match backend {
+        None => (Backend::Cpu, on_cpu),
+        Some(backend) => (backend, on_gpu),
+    })
 }
 
 #[cfg(feature = "cuda")]
-fn cuda(ordinal: usize) -> Result<Device> {
+fn candle(ordinal: usize) -> Result<Device> {
     crate::sys::cuda::device(ordinal)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(ordinal: usize) -> Result<Device> {
-    Err(Error::new(
-        Status::Unsupported,
-        format!("CUDA device {ordinal}: this library was built without the feature cuda"),
-    ))
+fn candle(ordinal: usize) -> Result<Device> {
+    Err(crate::kernels::without_cuda(ordinal))
 }

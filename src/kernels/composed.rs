@@ -112,7 +112,8 @@ mod tests {
     use super::*;
     use crate::kernels::kv::{PAGE_TOKENS, Tensors};
     use crate::kernels::{
-        self, Arena, Backend, Form, HeadNorms, Inputs, KvShape, Meter, Precision, Rows, Vector,
+        self, Arena, Backend, Form, HeadNorms, Inputs, KvShape, Meter, Places, Precision, Rows,
+        Vector,
     };
 
     const HEADS: Heads = Heads { query: 6, key_value: 2, dim: 20 };
@@ -199,8 +200,8 @@ mod tests {
         let norms = HeadNorms { query: vector(&query), key: vector(&key), eps: 1e-6 };
         for (norms, plain) in [(None, None), (Some(&norms), Some((&query, &key, 1e-6)))] {
             let plain = norm_and_rotate(&qkv, &cos, &sin, plain, HEADS).unwrap();
-            let (mut ours, cos, sin) = (fused(&qkv), fused(&cos), fused(&sin));
-            kernels::norm_and_rotate(&mut ours, (&cos, &sin), norms, HEADS).unwrap();
+            let (mut ours, places) = (fused(&qkv), Places::Rotations(fused(&cos), fused(&sin)));
+            kernels::norm_and_rotate(&mut ours, &places, norms, HEADS).unwrap();
             assert!(worst(&tensor(&ours), &plain) < 1e-5);
         }
     }

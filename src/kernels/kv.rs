@@ -1,6 +1,6 @@
 //! Keys and values of a text's tokens, kept from layer to layer, push to push and call to call.
 //!
-//! On the CPU they lie in pages of [`PAGE_TOKENS`] tokens that copies of a text's beginning share:
+//! On the CPU and on a GPU they lie in pages of [`PAGE_TOKENS`] tokens that copies of a text's beginning share:
 //! a copy costs a pointer a page, and a page is copied when one that is shared is written to.
 
 use std::ops::Range;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Backend, Heads, Rows};
+use super::{Backend, Heads, Rows, cuda};
 use crate::error::{Error, Result, Status};
 
 /// Tokens of a page.
@@ -85,7 +85,9 @@ impl KvShape {
 pub(crate) enum Kv {
     /// The CPU's form.
     Pages(Pages),
-    /// Another device's, in the dtype that runs.
+    /// A GPU's.
+    Cuda(cuda::Pages),
+    /// That of a device of candle's, in the dtype that runs.
     Tensors(Tensors),
 }
 
@@ -93,6 +95,7 @@ impl Kv {
     pub(crate) fn new(shape: KvShape, backend: &Backend, meter: &Meter) -> Self {
         match backend {
             Backend::Cpu => Self::Pages(Pages { shape, pages: vec![], meter: meter.clone() }),
+            Backend::Cuda(gpu) => Self::Cuda(cuda::Pages::of_keys(gpu, shape, meter)),
             Backend::Candle { .. } => {
                 Self::Tensors(Tensors::new(shape, shape.token_bytes(backend), meter))
             }
@@ -107,6 +110,7 @@ impl Kv {
     pub(crate) fn reserve(&mut self, written: usize, tokens: usize) -> Result<()> {
         match self {
             Self::Pages(pages) => pages.reserve(written, tokens),
+            Self::Cuda(pages) => pages.reserve(written, tokens),
             Self::Tensors(tensors) => {
                 tensors.reserve(written, tokens);
                 Ok(())
@@ -115,10 +119,10 @@ impl Kv {
     }
 
     /// Takes the keys and values out of some of the joined rows `qkv`, those of the tokens from
-    /// `position` on, at `layer`.
+    /// `position` on, at `layer`. A GPU's are stored by [`super::attention_on_gpu`].
     ///
     /// # Errors
-    /// `Internal` when the device fails.
+    /// `Internal` when the device fails, or for keys of another one.
     pub(crate) fn store(
         &mut self,
         layer: usize,
@@ -132,7 +136,9 @@ impl Kv {
                 let qkv = qkv.narrow(0, rows.start, rows.len())?;
                 Ok(tensors.store(layer, position, &qkv)?)
             }
-            (Self::Tensors(_), None) => Err(Error::internal("keys of the CPU for another device")),
+            (Self::Tensors(_), None) | (Self::Cuda(_), _) => {
+                Err(Error::internal("keys that are stored elsewhere"))
+            }
         }
     }
 
@@ -140,6 +146,7 @@ impl Kv {
     pub(crate) fn truncate(&mut self, tokens: usize) {
         match self {
             Self::Pages(pages) => pages.pages.truncate(tokens.div_ceil(PAGE_TOKENS)),
+            Self::Cuda(pages) => pages.truncate(tokens),
             // Nothing reads past the tokens that ran, and what is stored next takes their place.
             Self::Tensors(_) => {}
         }

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::backend::Backend;
+use super::cuda::{Element, Gpu, Memory, Shape};
 use super::inputs::{Form, Inputs};
 use super::packed::{Int8Linear, PackError, PackedLinear, Piece, Pieces, Weights};
 use super::rows::Rows;
@@ -35,14 +36,25 @@ impl Precision {
         }
     }
 
-    /// The dtype of everything on a device that is not the CPU.
+    /// The dtype of everything on a device of candle's.
     ///
     /// # Errors
     /// `Unsupported` for what runs on the CPU alone.
-    pub(crate) fn device_dtype(self) -> Result<DType> {
+    pub(super) fn device_dtype(self) -> Result<DType> {
+        Ok(match self.element()? {
+            Element::F32 => DType::F32,
+            Element::Bf16 => DType::BF16,
+        })
+    }
+
+    /// What a GPU computes with.
+    ///
+    /// # Errors
+    /// `Unsupported` for what runs on the CPU alone.
+    pub(super) fn element(self) -> Result<Element> {
         match self {
-            Self::F32 => Ok(DType::F32),
-            Self::Bf16 => Ok(DType::BF16),
+            Self::F32 => Ok(Element::F32),
+            Self::Bf16 => Ok(Element::Bf16),
             Self::Int8 => Err(Error::new(
                 Status::Unsupported,
                 "dtype int8 runs on the CPU alone: use bf16 on a GPU, or the device cpu",
@@ -64,12 +76,19 @@ enum Weight {
     /// Computes in f32, and remembers how large each input was: what is to become `Int8`.
     Calibrating(PackedLinear, Largest),
     Int8(Int8Linear),
-    /// `[in, out]` on another device, in the dtype that runs.
+    /// `[out, in]` on a GPU.
+    Cuda {
+        weight: Memory,
+        inputs: usize,
+        outputs: usize,
+    },
+    /// `[in, out]` on a device of candle's, in the dtype that runs.
     Dense(Tensor),
 }
 
 enum Bias {
     Plain(Vec<f32>),
+    Cuda(Memory),
     OnDevice(Tensor),
 }
 
@@ -78,7 +97,9 @@ impl Linear {
     pub(crate) fn form(&self) -> Form {
         match &self.weight {
             Weight::Packed(weight) => weight.form(),
-            Weight::Calibrating(..) | Weight::Int8(_) | Weight::Dense(_) => Form::Rows,
+            Weight::Calibrating(..) | Weight::Int8(_) | Weight::Cuda { .. } | Weight::Dense(_) => {
+                Form::Rows
+            }
         }
     }
 
@@ -100,9 +121,20 @@ impl Linear {
                 weight.matmul(x.arena()?, x.cpu()?, y.cpu_mut()?)?;
                 y
             }
+            Weight::Cuda { weight, inputs, outputs } => {
+                x.expect_width(*inputs)?;
+                let x = x.rows()?;
+                let shape = Shape { rows: x.rows(), width: *outputs };
+                let x = x.gpu().ok_or_else(|| elsewhere("a GPU's"))?;
+                let y = x.gpu().linear(x, weight, Shape { width: *inputs, ..shape }, *outputs)?;
+                if let Some(Bias::Cuda(bias)) = &self.bias {
+                    y.gpu().add(&y, bias, shape, 1)?;
+                }
+                return Ok(Rows::on_gpu(y, shape));
+            }
             Weight::Dense(weight) => {
                 let Some(x) = x.rows()?.device() else {
-                    return Err(Error::internal("values of the CPU for another device's layer"));
+                    return Err(elsewhere("another device's"));
                 };
                 let y = x.matmul(weight)?;
                 return Rows::on_device(match &self.bias {
@@ -165,7 +197,7 @@ impl Linear {
         match &self.weight {
             Weight::Packed(weight) => weight.pieces().collect(),
             Weight::Int8(weight) => weight.pieces().into(),
-            Weight::Calibrating(..) | Weight::Dense(_) => vec![],
+            Weight::Calibrating(..) | Weight::Cuda { .. } | Weight::Dense(_) => vec![],
         }
     }
 
@@ -174,9 +206,14 @@ impl Linear {
         match &self.weight {
             Weight::Packed(weight) | Weight::Calibrating(weight, _) => weight.bytes(),
             Weight::Int8(weight) => weight.bytes(),
+            Weight::Cuda { weight, .. } => weight.bytes(),
             Weight::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
         }
     }
+}
+
+fn elsewhere(of: &str) -> Error {
+    Error::internal(format!("inputs that lie elsewhere for {of} layer"))
 }
 
 /// The largest magnitude of each input that a layer has seen.
@@ -221,6 +258,7 @@ impl<'a> LinearLoader<'a> {
     pub(crate) fn finish(self, backend: &Backend) -> Result<Linear> {
         match backend {
             Backend::Cpu => self.packed(),
+            Backend::Cuda(gpu) => self.on_gpu(gpu),
             Backend::Candle { device, dtype } => self.dense(device, *dtype),
         }
     }
@@ -250,6 +288,21 @@ impl<'a> LinearLoader<'a> {
             precision => pack(precision).map(Weight::Packed),
         };
         Ok(Linear { weight: weight.map_err(pack_error)?, bias: self.plain_bias() })
+    }
+
+    fn on_gpu(self, gpu: &Gpu) -> Result<Linear> {
+        let inputs = self.inputs;
+        let parts = self.parts.iter().map(|(values, outputs)| (values, outputs * inputs));
+        let weight = gpu.weights(parts)?;
+        let outputs = self.parts.iter().map(|(_, outputs)| outputs).sum();
+        let bias = match self.bias.len() {
+            0 => None,
+            count => {
+                let values = Values::F32(self.bias.into());
+                Some(Bias::Cuda(gpu.weights([(&values, count)].into_iter())?))
+            }
+        };
+        Ok(Linear { weight: Weight::Cuda { weight, inputs, outputs }, bias })
     }
 
     fn dense(self, device: &Device, dtype: DType) -> Result<Linear> {

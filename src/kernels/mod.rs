@@ -1,6 +1,6 @@
-//! What a decoder computes, one function an operation, each for the device that its tensors are
-//! on. Fused code runs on the CPU; every other device is served from candle's own operations,
-//! which are also what the fused code is tested against.
+//! What a decoder computes, one function an operation, each for the device that its rows are on.
+//! Fused code runs on the CPU, own kernels on a GPU; any other device is served from candle's own
+//! operations, which are also what both are tested against.
 //!
 //! All CPU code runs on the current rayon pool, which is the guard's own, and a row of a result
 //! depends on that row's inputs alone: never on the batch, the row's place or the thread count.
@@ -8,11 +8,11 @@
 //! own, one a process, whose threads spin and do not survive a fork.
 
 mod arena;
+mod at_once;
 mod attention;
 mod backend;
 mod blocks;
 mod composed;
-#[cfg(test)]
 mod cuda;
 mod elementwise;
 mod inputs;
@@ -28,11 +28,20 @@ mod tiles;
 
 use std::ops::Range;
 
+use candle_core::Tensor;
+use cuda::Shape;
+
 use crate::error::{Error, Result};
 
 pub(crate) use arena::Arena;
+pub(crate) use at_once::AtOnce;
 pub(crate) use backend::Backend;
 pub(crate) use blocks::BlockType;
+#[cfg(test)]
+pub(crate) use cuda::Emulation;
+#[cfg(not(feature = "cuda"))]
+pub(crate) use cuda::without_cuda;
+pub(crate) use cuda::{Columns, Desk, Gpu, Memory, Pages as GpuPages, Read, Reading};
 pub(crate) use inputs::{Form, Inputs};
 pub(crate) use kv::{Charge, Kv, KvShape, Meter, PAGE_TOKENS, zeros};
 pub(crate) use linear::{Linear, LinearLoader, Precision};
@@ -83,6 +92,11 @@ pub(crate) struct HeadNorms {
 
 /// `x / sqrt(mean(x^2) + eps) * weight` over each row: `[tokens, n]`, `[n]`.
 pub(crate) fn rms_norm(x: &Rows, weight: &Vector, eps: f64, form: Form) -> Result<Inputs> {
+    if let Some(memory) = x.gpu() {
+        let (weight, shape) = (weight.gpu()?, x.shape());
+        let normed = memory.gpu().norm(memory, None, weight, shape, eps as f32)?;
+        return Ok(Rows::on_gpu(normed, shape).into());
+    }
     if let Some(x) = x.device() {
         return Ok(Rows::on_device(composed::rms_norm(x, weight.device()?, eps)?)?.into());
     }
@@ -105,6 +119,11 @@ pub(crate) fn add_and_norm(
         return rms_norm(x, weight, eps, form);
     }
     same_shape(x, y)?;
+    if let (Some(memory), Some(y)) = (x.gpu(), y.gpu()) {
+        let (weight, shape) = (weight.gpu()?, x.shape());
+        let normed = memory.gpu().norm(memory, Some(y), weight, shape, eps as f32)?;
+        return Ok(Rows::on_gpu(normed, shape).into());
+    }
     let weight = columns(x, weight)?;
     let mut out = Inputs::lend(x.arena()?, x.rows(), x.width(), form)?;
     elementwise::add_and_norm(x.cpu_mut()?, y.cpu()?, weight, eps as f32, &mut out)?;
@@ -113,6 +132,10 @@ pub(crate) fn add_and_norm(
 
 /// SwiGLU: `[tokens, 2n]`, the gate and then the up projection, to `silu(gate) * up`.
 pub(crate) fn silu_mul(gate_up: &Rows, form: Form) -> Result<Inputs> {
+    if let Some(memory) = gate_up.gpu() {
+        let shape = Shape { width: gate_up.width() / 2, ..gate_up.shape() };
+        return Ok(Rows::on_gpu(memory.gpu().gate(memory, shape)?, shape).into());
+    }
     if let Some(gate_up) = gate_up.device() {
         return Ok(Rows::on_device(composed::silu_mul(gate_up)?)?.into());
     }
@@ -124,6 +147,9 @@ pub(crate) fn silu_mul(gate_up: &Rows, form: Form) -> Result<Inputs> {
 /// `x + y`, in the place of `x`.
 pub(crate) fn add(x: &mut Rows, y: &Rows) -> Result<()> {
     same_shape(x, y)?;
+    if let (Some(a), Some(b)) = (x.gpu(), y.gpu()) {
+        return a.gpu().add(a, b, x.shape(), y.rows());
+    }
     if let (Some(a), Some(b)) = (x.device(), y.device()) {
         *x = Rows::on_device((a + b)?)?;
     } else {
@@ -142,14 +168,122 @@ pub(crate) fn relu(x: &mut Rows) -> Result<()> {
     Ok(())
 }
 
+/// What the rows of a chunk are, the same at every layer.
+pub(crate) enum Places {
+    /// Cosines and sines of their positions, `[rows, dim / 2]` each.
+    Rotations(Rows, Rows),
+    /// A GPU's: rotations, tokens, and the pages of keys and values.
+    Cuda(cuda::Places),
+}
+
+/// Rows of a chunk that are consecutive tokens of one text.
+pub(crate) struct TextRows<'a> {
+    pub(crate) rows: Range<usize>,
+    /// Where in its text the first row stands.
+    pub(crate) position: usize,
+    /// Number of the text in its pass.
+    pub(crate) text: usize,
+    /// With room for all of them.
+    pub(crate) kv: &'a Kv,
+}
+
+impl Places {
+    /// Of rows of `texts`, which come in the order of their rows, and together are all of them, with
+    /// `tokens` below `vocabulary` and cosines and sines `[rows, dim / 2]`.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; `Internal` when the device fails; `Unsupported` for heads that no kernel serves.
+    pub(crate) fn new<'a>(
+        backend: &Backend,
+        arena: &Arena,
+        texts: impl Iterator<Item = TextRows<'a>>,
+        (tokens, vocabulary): (&[u32], usize),
+        (cos, sin): (Vec<f32>, Vec<f32>),
+        heads: Heads,
+    ) -> Result<Self> {
+        let half = heads.dim / 2;
+        match backend {
+            Backend::Cpu => Ok(Self::Rotations(
+                Rows::copied(arena, &cos, half)?,
+                Rows::copied(arena, &sin, half)?,
+            )),
+            Backend::Cuda(gpu) => {
+                let (parts, rotations) = (&parts(texts)?, (&*cos, &*sin));
+                let chunk = cuda::Chunk { parts, tokens, vocabulary, rotations, heads };
+                Ok(Self::Cuda(cuda::Places::new(gpu, &chunk)?))
+            }
+            Backend::Candle { device, dtype } => {
+                let place = |values: Vec<f32>| -> Result<Rows> {
+                    let values = Tensor::from_vec(values, (tokens.len(), half), device)?;
+                    Rows::on_device(values.to_dtype(*dtype)?)
+                };
+                Ok(Self::Rotations(place(cos)?, place(sin)?))
+            }
+        }
+    }
+}
+
+/// Of a GPU's texts.
+fn parts<'a>(texts: impl Iterator<Item = TextRows<'a>>) -> Result<Vec<cuda::Part<'a>>> {
+    let part = |text: TextRows<'a>| {
+        let TextRows { rows, position, text: segment, kv: Kv::Cuda(pages) } = text else {
+            return Err(Error::internal("keys that lie elsewhere for a GPU's rows"));
+        };
+        Ok(cuda::Part { rows, position, segment, pages })
+    };
+    texts.map(part).collect()
+}
+
+/// Rows of an embedding table that lies on a GPU.
+///
+/// # Errors
+/// `OutOfMemory`; `Internal` when the device fails, or for rows of another one.
+pub(crate) fn embed_on_gpu(table: &Memory, shape: [usize; 2], places: &Places) -> Result<Rows> {
+    let Places::Cuda(places) = places else {
+        return Err(Error::internal("rows of the CPU for a GPU's embeddings"));
+    };
+    let shape = Shape { rows: shape[0], width: shape[1] };
+    let (rows, shape) = places.gpu().embed(table, shape, places)?;
+    Ok(Rows::on_gpu(rows, shape))
+}
+
+/// What [`norm_and_rotate`], storing and [`attention`] are elsewhere, at layer `layer` of all: the keys
+/// go into their pages as they are rotated.
+///
+/// # Errors
+/// `OutOfMemory`; `Internal` when the device fails, or for rows of another one.
+pub(crate) fn attention_on_gpu(
+    qkv: &Rows,
+    places: &Places,
+    norms: Option<&HeadNorms>,
+    layer: usize,
+) -> Result<Inputs> {
+    let (Some(qkv), Places::Cuda(places)) = (qkv.gpu(), places) else {
+        return Err(Error::internal("rows that lie elsewhere for a GPU's attention"));
+    };
+    let norms = match norms {
+        Some(n) => {
+            Some(cuda::Norms { query: n.query.gpu()?, key: n.key.gpu()?, eps: n.eps as f32 })
+        }
+        None => None,
+    };
+    let gpu = qkv.gpu();
+    gpu.rotate(qkv, places, layer, norms)?;
+    let (attended, shape) = gpu.attention(qkv, places, layer)?;
+    Ok(Rows::on_gpu(attended, shape).into())
+}
+
 /// Norms (where the family has them) and rotates the query and key heads of `qkv`,
-/// `[tokens, (query + 2 key_value) * dim]`; `cos` and `sin` are `[tokens, dim / 2]`.
+/// `[tokens, (query + 2 key_value) * dim]`, that do not lie on a GPU.
 pub(crate) fn norm_and_rotate(
     qkv: &mut Rows,
-    (cos, sin): (&Rows, &Rows),
+    places: &Places,
     norms: Option<&HeadNorms>,
     heads: Heads,
 ) -> Result<()> {
+    let Places::Rotations(cos, sin) = places else {
+        return Err(Error::internal("a GPU's places for rows that lie elsewhere"));
+    };
     if let (Some(x), Some(cos), Some(sin)) = (qkv.device(), cos.device(), sin.device()) {
         let norms = match norms {
             Some(n) => Some((n.query.device()?, n.key.device()?, n.eps)),

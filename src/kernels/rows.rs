@@ -1,11 +1,13 @@
 //! Activations, and the vectors that scale them, each where it is computed with.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
 use super::Backend;
 use super::arena::{Arena, Buffer};
+use super::cuda::{Memory, Shape};
 use crate::error::{Error, Result};
 
 /// A row for each token of a chunk, `[rows, width]`.
@@ -18,6 +20,8 @@ pub(crate) struct Rows {
 enum Place {
     /// f32, row-major.
     Cpu(Buffer),
+    /// In the numbers that the GPU computes with, row-major.
+    Cuda(Memory),
     /// In the dtype that runs.
     Device(Tensor),
 }
@@ -42,7 +46,12 @@ impl Rows {
         Ok(rows)
     }
 
-    /// `tensor`, `[rows, width]`, of a device that is not the CPU (or, in tests, stands for one).
+    /// What lies on a GPU in this shape.
+    pub(super) fn on_gpu(memory: Memory, shape: Shape) -> Self {
+        Self { place: Place::Cuda(memory), rows: shape.rows, width: shape.width }
+    }
+
+    /// `tensor`, `[rows, width]`, of a device of candle's that is not the CPU (or, in tests, stands for one).
     ///
     /// # Errors
     /// `Internal` for another number of dimensions.
@@ -61,11 +70,23 @@ impl Rows {
         self.width
     }
 
-    /// The tensor, where it is not on the CPU.
+    pub(super) fn shape(&self) -> Shape {
+        Shape { rows: self.rows, width: self.width }
+    }
+
+    /// The memory, where it is a GPU's with own kernels.
+    pub(crate) fn gpu(&self) -> Option<&Memory> {
+        match &self.place {
+            Place::Cuda(memory) => Some(memory),
+            Place::Cpu(_) | Place::Device(_) => None,
+        }
+    }
+
+    /// The tensor, where it is on a device of candle's.
     pub(crate) fn device(&self) -> Option<&Tensor> {
         match &self.place {
-            Place::Cpu(_) => None,
             Place::Device(tensor) => Some(tensor),
+            Place::Cpu(_) | Place::Cuda(_) => None,
         }
     }
 
@@ -76,7 +97,7 @@ impl Rows {
     pub(crate) fn cpu(&self) -> Result<&[f32]> {
         match &self.place {
             Place::Cpu(values) => Ok(values),
-            Place::Device(_) => Err(elsewhere()),
+            Place::Cuda(_) | Place::Device(_) => Err(elsewhere()),
         }
     }
 
@@ -87,7 +108,7 @@ impl Rows {
     pub(crate) fn cpu_mut(&mut self) -> Result<&mut [f32]> {
         match &mut self.place {
             Place::Cpu(values) => Ok(values),
-            Place::Device(_) => Err(elsewhere()),
+            Place::Cuda(_) | Place::Device(_) => Err(elsewhere()),
         }
     }
 
@@ -106,7 +127,7 @@ impl Rows {
     pub(super) fn arena(&self) -> Result<&Arena> {
         match &self.place {
             Place::Cpu(values) => Ok(values.arena()),
-            Place::Device(_) => Err(elsewhere()),
+            Place::Cuda(_) | Place::Device(_) => Err(elsewhere()),
         }
     }
 
@@ -120,7 +141,7 @@ impl Rows {
 }
 
 fn elsewhere() -> Error {
-    Error::internal("values of another device were to be used on the CPU")
+    Error::internal("values of one device were to be used on another")
 }
 
 /// The weights of a norm, one a column.
@@ -128,7 +149,9 @@ fn elsewhere() -> Error {
 pub(crate) enum Vector {
     /// On the CPU.
     Cpu(Vec<f32>),
-    /// On another device, in the dtype that runs.
+    /// On a GPU, f32.
+    Cuda(Arc<Memory>),
+    /// On a device of candle's, in the dtype that runs.
     Device(Tensor),
 }
 
@@ -138,6 +161,7 @@ impl Vector {
     pub(crate) fn new(values: Vec<f32>, backend: &Backend) -> Result<Self> {
         match backend {
             Backend::Cpu => Ok(Self::Cpu(values)),
+            Backend::Cuda(gpu) => Ok(Self::Cuda(Arc::new(gpu.vector(&values)?))),
             Backend::Candle { device, dtype } => {
                 Ok(Self::Device(Tensor::new(values, device)?.to_dtype(*dtype)?))
             }
@@ -149,16 +173,25 @@ impl Vector {
     pub(super) fn cpu(&self) -> Result<&[f32]> {
         match self {
             Self::Cpu(values) => Ok(values),
-            Self::Device(_) => Err(elsewhere()),
+            Self::Cuda(_) | Self::Device(_) => Err(elsewhere()),
         }
     }
 
     /// # Errors
-    /// `Internal` where it is on the CPU.
+    /// `Internal` where it is not on a GPU.
+    pub(super) fn gpu(&self) -> Result<&Memory> {
+        match self {
+            Self::Cuda(memory) => Ok(memory),
+            Self::Cpu(_) | Self::Device(_) => Err(elsewhere()),
+        }
+    }
+
+    /// # Errors
+    /// `Internal` where it is not on a device of candle's.
     pub(super) fn device(&self) -> Result<&Tensor> {
         match self {
-            Self::Cpu(_) => Err(Error::internal("values of the CPU were to be used elsewhere")),
             Self::Device(tensor) => Ok(tensor),
+            Self::Cpu(_) | Self::Cuda(_) => Err(elsewhere()),
         }
     }
 }

@@ -1,14 +1,13 @@
-//! Reading on another device: the selected neurons are gathered and summed there, and a pass
+//! Reading on a device of candle's: the selected neurons are gathered and summed there, and a pass
 //! copies back once, at its end.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
 use super::pool::Part;
+use super::running::Running;
 use crate::artifact::SelectedLayer;
-use crate::error::Result;
 use crate::kernels::{Charge, Meter};
 
 /// Rows that are widened to f32 at once.
@@ -28,7 +27,7 @@ impl Gather {
         layers: impl Iterator<Item = &'l SelectedLayer>,
         device: &Device,
         dtype: DType,
-    ) -> Result<Self> {
+    ) -> candle_core::Result<Self> {
         let ids = layers
             .map(|layer| {
                 let ids: Vec<u32> = layer.neurons.iter().map(|&n| n as u32).collect();
@@ -76,11 +75,8 @@ pub(crate) struct Gathered {
     /// The first token whose sums are wanted beside the last one's.
     running_from: Option<usize>,
     meter: Meter,
-    /// At the end: sums over the first `summed` tokens, `[features]`, and the neurons of the tokens
-    /// after them, `[tokens, features]`.
-    sums: Vec<f64>,
-    summed: usize,
-    rows: Vec<f32>,
+    /// At the end.
+    pub(super) running: Running,
     kept: Option<Kept>,
 }
 
@@ -92,38 +88,13 @@ impl Gathered {
         running_from: Option<usize>,
         meter: &Meter,
     ) -> Self {
-        let sums = vec![0.0; features];
-        let meter = meter.clone();
-        Self { known, keeps, running_from, meter, sums, summed: 0, rows: vec![], kept: None }
+        let (meter, running) = (meter.clone(), Running::new(features));
+        Self { known, keeps, running_from, meter, running, kept: None }
     }
 
     /// Whether its tokens' neurons are wanted one by one.
     pub(super) fn wants_rows(&self) -> bool {
         self.keeps || self.running_from.is_some()
-    }
-
-    /// Shows, for each of `lasts`, the sums over the tokens up to it and with it, `[features]`.
-    /// Those of earlier tokens cannot be had again.
-    pub(super) fn running_sums(
-        &mut self,
-        lasts: Range<usize>,
-        mut show: impl FnMut(usize, &[f64]) -> Result<()>,
-    ) -> Result<()> {
-        let features = self.sums.len();
-        for token in lasts {
-            let rows =
-                self.rows.chunks_exact(features).take((token + 1).saturating_sub(self.summed));
-            let read = rows.len();
-            for row in rows {
-                for (sum, value) in self.sums.iter_mut().zip(row) {
-                    *sum += f64::from(*value);
-                }
-            }
-            self.rows.drain(..read * features);
-            self.summed += read;
-            show(token, &self.sums)?;
-        }
-        Ok(())
     }
 
     /// What was known before the pass, which was given up.
@@ -219,7 +190,7 @@ impl Chunks {
                 if let Some(known) = known {
                     wanted.extend(base(known)?);
                 }
-                text.summed = *tokens;
+                text.running.summed = *tokens;
                 continue;
             }
             let ran = !new.is_empty();
@@ -240,7 +211,7 @@ impl Chunks {
             } else if let Some(known) = known {
                 wanted.extend(base(known)?);
             }
-            text.summed = from;
+            text.running.summed = from;
             text.kept = match &text.known {
                 _ if !text.keeps => None,
                 Some(known) if !ran => Some(known.clone()),
@@ -261,11 +232,11 @@ impl Chunks {
             match target {
                 Target::Nobody => {}
                 Target::Sums(text) => {
-                    for (sum, value) in texts[text].0.sums.iter_mut().zip(row) {
+                    for (sum, value) in texts[text].0.running.sums.iter_mut().zip(row) {
                         *sum += f64::from(*value);
                     }
                 }
-                Target::Row(text) => texts[text].0.rows.extend_from_slice(row),
+                Target::Row(text) => texts[text].0.running.rows.extend_from_slice(row),
             }
         }
         Ok(())

@@ -2,7 +2,9 @@
 
 mod gather;
 mod head;
+mod paged;
 mod pool;
+mod running;
 mod taps;
 
 pub(crate) use head::Head;

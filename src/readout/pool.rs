@@ -3,30 +3,35 @@
 use std::ops::Range;
 
 use super::gather::{Chunks, Gather, Gathered, Kept};
+use super::paged::{self, Paged, Selected};
 use super::taps::Taps;
 use crate::artifact::SelectedLayer;
 use crate::error::{Error, Result};
-use crate::kernels::{Backend, Meter, Rows};
+use crate::kernels::{self, Backend, Meter, Places, Rows};
 
 /// Which neurons of which layers are read, and where each layer's begin in the features.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Selection {
     layers: Vec<(SelectedLayer, usize)>,
     features: usize,
-    /// Where the states are another device's.
-    gather: Option<Gather>,
+    place: Place,
+}
+
+/// Where the states are that are read.
+#[derive(Debug)]
+enum Place {
+    Cpu,
+    Gpu(Selected),
+    /// A device of candle's.
+    Device(Gather),
 }
 
 impl Selection {
     /// # Errors
     /// `OutOfMemory`; `Internal` when the device fails.
     pub(crate) fn new(layers: Vec<SelectedLayer>, backend: &Backend) -> Result<Self> {
-        let gather = match backend {
-            Backend::Cpu => None,
-            Backend::Candle { device, dtype } => Some(Gather::new(layers.iter(), device, *dtype)?),
-        };
         let mut features = 0;
-        let layers = layers
+        let layers: Vec<_> = layers
             .into_iter()
             .map(|layer| {
                 let start = features;
@@ -34,7 +39,15 @@ impl Selection {
                 (layer, start)
             })
             .collect();
-        Ok(Self { layers, features, gather })
+        let place = match backend {
+            Backend::Cpu => Place::Cpu,
+            Backend::Cuda(gpu) => Place::Gpu(Selected::new(&layers, gpu)?),
+            Backend::Candle { device, dtype } => {
+                let layers = layers.iter().map(|(layer, _)| layer);
+                Place::Device(Gather::new(layers, device, *dtype)?)
+            }
+        };
+        Ok(Self { layers, features, place })
     }
 
     /// Ascending numbers of the layers that are read.
@@ -44,9 +57,10 @@ impl Selection {
 
     /// Bytes that the neurons of one token take where they are kept.
     pub(crate) fn token_bytes(&self) -> usize {
-        match &self.gather {
-            None => Taps::token_bytes(self.features),
-            Some(gather) => self.features * gather.number_bytes(),
+        match &self.place {
+            Place::Cpu => Taps::token_bytes(self.features),
+            Place::Gpu(selected) => self.features * selected.gpu.element().bytes(),
+            Place::Device(gather) => self.features * gather.number_bytes(),
         }
     }
 
@@ -73,23 +87,44 @@ pub(crate) struct Part {
 /// What is read of the texts of a pass.
 pub(crate) struct Readings {
     texts: Vec<Reading>,
+    /// Of a device of candle's.
     chunks: Chunks,
+    /// Of a GPU.
+    on_gpu: Option<kernels::Reading>,
 }
 
 impl Readings {
     pub(crate) fn new(texts: Vec<Reading>) -> Self {
-        Self { texts, chunks: Chunks::default() }
+        Self { texts, chunks: Chunks::default(), on_gpu: None }
     }
 
-    /// Makes room for texts of these lengths.
+    /// Makes room for texts of these lengths; `at_once` where the pass is one step
+    /// of recorded launches, which find what they read where the last such pass's was.
     ///
     /// # Errors
-    /// `OutOfMemory`.
-    pub(crate) fn reserve(&mut self, lengths: impl Iterator<Item = usize>) -> Result<()> {
-        self.texts.iter_mut().zip(lengths).try_for_each(|(text, tokens)| match text {
-            Reading::Taps(taps) => taps.reserve(tokens),
-            Reading::Sums(_) | Reading::Gathered(_) => Ok(()),
-        })
+    /// `OutOfMemory`; `Internal` when the device fails.
+    pub(crate) fn reserve(
+        &mut self,
+        selection: &Selection,
+        lengths: impl Iterator<Item = usize>,
+        at_once: bool,
+    ) -> Result<()> {
+        let mut read = Vec::new();
+        for (text, tokens) in self.texts.iter_mut().zip(lengths) {
+            match text {
+                Reading::Taps(taps) => taps.reserve(tokens)?,
+                Reading::Paged(text) => {
+                    text.reserve(tokens)?;
+                    read.push(text.read(tokens));
+                }
+                Reading::Sums(_) | Reading::Gathered(_) => {}
+            }
+        }
+        if let Place::Gpu(Selected { gpu, desk, .. }) = &selection.place {
+            let desk = at_once.then_some(desk);
+            self.on_gpu = Some(kernels::Reading::new(gpu, &read, selection.features, desk)?);
+        }
+        Ok(())
     }
 
     /// Takes in one layer's states, `[rows, hidden_size]`, and whose they are.
@@ -102,11 +137,21 @@ impl Readings {
         layer: usize,
         states: &Rows,
         parts: impl Iterator<Item = Part>,
+        places: &Places,
     ) -> Result<()> {
         let index = selection.layers.iter().position(|(selected, _)| selected.index == layer);
         let index =
             index.ok_or_else(|| Error::internal(format!("layer {layer} is not selected")))?;
-        if let (Some(gather), Some(states)) = (&selection.gather, states.device()) {
+        if let (Place::Gpu(selected), Places::Cuda(places)) = (&selection.place, places) {
+            let (Some(reading), Some(memory)) = (&self.on_gpu, states.gpu()) else {
+                return Err(Error::internal("states that lie elsewhere for a GPU's texts"));
+            };
+            return match &selected.columns[index] {
+                Some(columns) => reading.observe(memory, states.width(), places, columns),
+                None => Ok(()),
+            };
+        }
+        if let (Place::Device(gather), Some(states)) = (&selection.place, states.device()) {
             let parts: Vec<_> = parts.collect();
             let wants_rows = parts.iter().any(|part| self.texts[part.text].wants_rows());
             return Ok(self.chunks.observe(gather, index, states, parts, wants_rows)?);
@@ -133,7 +178,7 @@ impl Readings {
                         }
                     }
                 }
-                Reading::Gathered(_) => {
+                Reading::Gathered(_) | Reading::Paged(_) => {
                     return Err(Error::internal("states of the CPU for another device's text"));
                 }
             }
@@ -150,18 +195,31 @@ impl Readings {
         selection: &Selection,
         lengths: impl Iterator<Item = usize>,
     ) -> Result<()> {
-        let mut gathered = vec![];
+        let (mut gathered, mut paged) = (vec![], vec![]);
         for (text, tokens) in self.texts.iter_mut().zip(lengths) {
             match text {
                 Reading::Sums(_) => {}
                 Reading::Taps(taps) => taps.complete(tokens)?,
                 Reading::Gathered(text) => gathered.push((text, tokens)),
+                Reading::Paged(text) => paged.push((text, tokens)),
             }
         }
-        match &selection.gather {
-            Some(gather) => Ok(std::mem::take(&mut self.chunks).complete(gather, gathered)?),
-            None => Ok(()),
+        match &selection.place {
+            Place::Cpu => {}
+            Place::Gpu(_) => {
+                let Some(reading) = self.on_gpu.take() else { return Ok(()) };
+                let results = reading.finish()?;
+                let mut rows = &results.rows[..];
+                let sums = results.sums.chunks_exact(selection.features.max(1));
+                for ((text, tokens), sums) in paged.into_iter().zip(sums) {
+                    rows = text.complete(tokens, sums, rows);
+                }
+            }
+            Place::Device(gather) => {
+                std::mem::take(&mut self.chunks).complete(gather, gathered)?;
+            }
         }
+        Ok(())
     }
 
     /// What was read, text by text.
@@ -176,7 +234,9 @@ pub(crate) enum Reading {
     Sums(Vec<f64>),
     /// Every token's neurons.
     Taps(Taps),
-    /// What is gathered on another device.
+    /// What is read on a GPU.
+    Paged(Paged),
+    /// What is gathered on a device of candle's.
     Gathered(Gathered),
 }
 
@@ -184,6 +244,7 @@ pub(crate) enum Reading {
 #[derive(Clone)]
 pub(crate) enum Known {
     Taps(Taps),
+    Pages(paged::Pages),
     Kept(Kept),
 }
 
@@ -192,6 +253,7 @@ impl Known {
     pub(crate) fn truncate(&mut self, tokens: usize) {
         match self {
             Self::Taps(taps) => taps.truncate(tokens),
+            Self::Pages(pages) => pages.truncate(tokens),
             Self::Kept(kept) => kept.truncate(tokens),
         }
     }
@@ -209,23 +271,27 @@ impl Reading {
         meter: &Meter,
     ) -> Self {
         let features = selection.features;
-        match known {
-            Some(Known::Taps(taps)) => Self::Taps(taps),
-            Some(Known::Kept(kept)) => {
-                Self::Gathered(Gathered::new(features, Some(kept), keeps, running_from, meter))
+        let wants_rows = keeps || running_from.is_some();
+        let gathered =
+            |known| Self::Gathered(Gathered::new(features, known, keeps, running_from, meter));
+        let paged = |pages| Self::Paged(Paged::new(features, pages, running_from));
+        match (known, &selection.place) {
+            (Some(Known::Taps(taps)), _) => Self::Taps(taps),
+            (Some(Known::Pages(pages)), _) => paged(Some(pages)),
+            (Some(Known::Kept(kept)), _) => gathered(Some(kept)),
+            (None, Place::Cpu) if wants_rows => Self::Taps(Taps::new(features, meter)),
+            (None, Place::Cpu) => Self::Sums(vec![0.0; features]),
+            (None, Place::Gpu(selected)) => {
+                paged(wants_rows.then(|| paged::Pages::new(&selected.gpu, features, meter)))
             }
-            None if selection.gather.is_some() => {
-                Self::Gathered(Gathered::new(features, None, keeps, running_from, meter))
-            }
-            None if keeps || running_from.is_some() => Self::Taps(Taps::new(features, meter)),
-            None => Self::Sums(vec![0.0; features]),
+            (None, Place::Device(_)) => gathered(None),
         }
     }
 
     fn wants_rows(&self) -> bool {
         match self {
             Self::Sums(_) => false,
-            Self::Taps(_) => true,
+            Self::Taps(_) | Self::Paged(_) => true,
             Self::Gathered(text) => text.wants_rows(),
         }
     }
@@ -235,6 +301,7 @@ impl Reading {
         let mut known = match self {
             Self::Sums(_) => return None,
             Self::Taps(taps) => Known::Taps(taps),
+            Self::Paged(text) => Known::Pages(text.into_pages()?),
             Self::Gathered(text) => Known::Kept(text.into_known()?),
         };
         known.truncate(tokens);
@@ -246,6 +313,7 @@ impl Reading {
         match self {
             Self::Sums(_) => None,
             Self::Taps(taps) => Some(Known::Taps(taps)),
+            Self::Paged(text) => text.into_pages().map(Known::Pages),
             Self::Gathered(text) => text.into_kept().map(Known::Kept),
         }
     }
@@ -271,10 +339,12 @@ impl Reading {
                 selection.add_means(sums, token + 1, features);
                 Ok(())
             }),
-            Self::Gathered(text) => text.running_sums(lasts, |token, sums| {
-                selection.add_means(sums, token + 1, features);
-                Ok(())
-            }),
+            Self::Paged(Paged { running, .. }) | Self::Gathered(Gathered { running, .. }) => {
+                running.show(lasts, |token, sums| {
+                    selection.add_means(sums, token + 1, features);
+                    Ok(())
+                })
+            }
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The CPU in a GPU's place (`cpu-as-gpu`): everything of the GPU's path but its kernels, against
-//! the reference and against the CPU's own path.
+//! candle's operations on the CPU (`cpu-as-gpu`), as `candle-cuda` runs them on a GPU, against the
+//! reference and against the CPU's own path.
 
 use std::path::Path;
 

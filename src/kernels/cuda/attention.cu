@@ -60,6 +60,7 @@ template <int DIM> __device__ void attend_tiles(const AttentionParams &p) {
     constexpr int STEPS = DIM / 16, KEY_COLUMNS = TILE_KEYS / 8, OUT_COLUMNS = DIM / 8;
     Tiles<DIM> &tiles = shared_memory<Tiles<DIM>>();
     const Work work = p.work[blockIdx.x];
+    if (work.span < 0) return;
     const Span span = p.places.spans[work.span];
     const Heads heads = p.heads;
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -190,6 +191,7 @@ template <class T> __device__ void attend_plain(const AttentionParams &p) {
     float *queries = &shared_memory<float>();
     float *keys = queries + PLAIN_ROWS * dim, *values = keys + PAGE_TOKENS * (dim + 1);
     const Work work = p.work[blockIdx.x];
+    if (work.span < 0) return;
     const Span span = p.places.spans[work.span];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int width = (heads.query + 2 * heads.key_value) * dim;
@@ -262,29 +264,35 @@ extern "C" __global__ void __launch_bounds__(PLAIN_THREADS) attention_bf16(Atten
     attend_plain<bf16>(p);
 }
 
-// Puts the parts of one query together: a block a query.
+// Puts the parts of queries together: every MERGE_BLOCKS-th of a tile's, one after the other.
+constexpr int MERGE_BLOCKS = 8;
+
 template <class T> __device__ void merge(const MergeParams &p) {
     const Merge merge = p.merges[blockIdx.x];
+    if (merge.count == 0) return;
     const Span span = p.spans[merge.span];
     const Heads heads = p.heads;
-    const int row = blockIdx.z;
-    const Query query = query_of(span, heads, merge.first + row);
-    if (!query.is_inside) return;
-    float largest = -INFINITY, sum = 0;
-    for (int i = 0; i < merge.count; i++)
-        largest = fmaxf(largest, p.extents[part_row(merge.slot + i, p.tile_rows, row, heads) * 2]);
-    for (int i = 0; i < merge.count; i++) {
-        const float *extent = p.extents + part_row(merge.slot + i, p.tile_rows, row, heads) * 2;
-        sum += extent[1] * exp2f(extent[0] - largest);
-    }
-    T *to = static_cast<T *>(p.out) + (size_t(query.row) * heads.query + query.head) * heads.dim;
-    for (int at = threadIdx.x; at < heads.dim; at += blockDim.x) {
-        float out = 0;
+    for (int row = blockIdx.z; row < p.tile_rows; row += MERGE_BLOCKS) {
+        const Query query = query_of(span, heads, merge.first + row);
+        if (!query.is_inside) return;
+        float largest = -INFINITY, sum = 0;
+        for (int i = 0; i < merge.count; i++)
+            largest =
+                fmaxf(largest, p.extents[part_row(merge.slot + i, p.tile_rows, row, heads) * 2]);
         for (int i = 0; i < merge.count; i++) {
-            const size_t part = part_row(merge.slot + i, p.tile_rows, row, heads);
-            out += p.parts[part * heads.dim + at] * exp2f(p.extents[part * 2] - largest);
+            const float *extent = p.extents + part_row(merge.slot + i, p.tile_rows, row, heads) * 2;
+            sum += extent[1] * exp2f(extent[0] - largest);
         }
-        to[at] = narrow<T>(out / sum);
+        T *to =
+            static_cast<T *>(p.out) + (size_t(query.row) * heads.query + query.head) * heads.dim;
+        for (int at = threadIdx.x; at < heads.dim; at += blockDim.x) {
+            float out = 0;
+            for (int i = 0; i < merge.count; i++) {
+                const size_t part = part_row(merge.slot + i, p.tile_rows, row, heads);
+                out += p.parts[part * heads.dim + at] * exp2f(p.extents[part * 2] - largest);
+            }
+            to[at] = narrow<T>(out / sum);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::{Mutex, OnceLock};
 
 use half::bf16;
 
-use super::gpu::{Driver, Element, Gpu, Grid, Product, Sizes};
+use super::gpu::{Driver, Element, Gpu, Graph, Grid, Product, Sizes};
 use crate::error::{Error, Result, Status};
 
 type Launch = unsafe extern "C" fn(
@@ -59,31 +59,87 @@ fn compiled() -> Launch {
     })
 }
 
-/// See the module.
-pub(super) struct Emulated {
-    launch: Launch,
+/// Which GPU is emulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Emulation {
     /// In which order a block's threads run.
-    ascending: bool,
-    allocated: Mutex<HashMap<u64, Layout>>,
+    pub(crate) ascending: bool,
     /// Bytes that there are.
-    capacity: usize,
+    pub(crate) capacity: usize,
+    /// Whether launches can be recorded.
+    pub(crate) has_graphs: bool,
+    /// The kernel, or `product`, that does nothing.
+    pub(crate) without: Option<&'static str>,
+}
+
+impl Default for Emulation {
+    fn default() -> Self {
+        Self { ascending: true, capacity: 1 << 28, has_graphs: true, without: None }
+    }
+}
+
+impl Emulation {
+    /// Every buffer and page is an allocation of its own size and begins as NaN.
+    pub(crate) fn gpu(self, element: Element) -> Gpu {
+        let driver = Emulated {
+            launch: compiled(),
+            emulation: self,
+            allocated: Mutex::default(),
+            recording: Mutex::default(),
+            graphs: Mutex::default(),
+        };
+        Gpu::new(Box::new(driver), element, 4, Sizes { class: |bytes| bytes.max(1), slab: 1 })
+    }
+}
+
+/// See the module.
+struct Emulated {
+    launch: Launch,
+    emulation: Emulation,
+    allocated: Mutex<HashMap<u64, Layout>>,
+    /// What is recorded now.
+    recording: Mutex<Option<Vec<Step>>>,
+    graphs: Mutex<HashMap<Graph, Vec<Step>>>,
+}
+
+/// What a graph does, in its order.
+#[derive(Clone)]
+enum Step {
+    /// The parameters lie as numbers of eight bytes, so that they are aligned.
+    Launch {
+        kernel: CString,
+        grid: Grid,
+        params: Vec<u64>,
+        bytes: usize,
+    },
+    Multiply(Product),
 }
 
 impl Emulated {
-    /// A GPU of `capacity` bytes. Every buffer and page is an allocation of its own size and
-    /// begins as NaN.
-    pub(super) fn gpu(element: Element, ascending: bool, capacity: usize) -> Gpu {
-        let allocated = Mutex::default();
-        let driver = Self { launch: compiled(), ascending, allocated, capacity };
-        Gpu::new(Box::new(driver), element, 4, Sizes { class: |bytes| bytes.max(1), slab: 1 })
+    /// Takes `step` into the recording, if there is one.
+    fn is_recorded(&self, step: impl FnOnce() -> Step) -> bool {
+        let mut recording = self.recording.lock().unwrap();
+        recording.as_mut().map(|steps| steps.push(step())).is_some()
+    }
+
+    fn is_without(&self, what: &str) -> bool {
+        self.emulation.without.is_some_and(|without| what.starts_with(without))
+    }
+
+    fn done_at_once(&self) -> Result<()> {
+        match *self.recording.lock().unwrap() {
+            Some(_) => Err(Error::internal("something that no graph records")),
+            None => Ok(()),
+        }
     }
 }
 
 impl Driver for Emulated {
     fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.done_at_once()?;
         let mut allocated = self.allocated.lock().unwrap();
         let used: usize = allocated.values().map(Layout::size).sum();
-        if used + bytes > self.capacity {
+        if used + bytes > self.emulation.capacity {
             return Err(Error::new(Status::OutOfMemory, "the emulated GPU is full"));
         }
         let layout = Layout::from_size_align(bytes.max(1), 256).unwrap();
@@ -98,10 +154,11 @@ impl Driver for Emulated {
         Ok(address)
     }
 
-    /// NaN, in f32, f64 and bf16.
+    /// NaN, in f32, f64 and bf16; or 1, nearly, in bf16, lest what is left out show at once.
     fn lent_again(&self, address: u64, bytes: usize) {
+        let byte = if self.emulation.without.is_some() { 0x3f } else { 0xff };
         // SAFETY: it was allocated here, with as many bytes.
-        unsafe { (address as *mut u8).write_bytes(0xff, bytes) };
+        unsafe { (address as *mut u8).write_bytes(byte, bytes) };
     }
 
     unsafe fn free(&self, address: u64) {
@@ -111,24 +168,28 @@ impl Driver for Emulated {
     }
 
     unsafe fn write(&self, to: u64, from: &[u8]) -> Result<()> {
+        self.done_at_once()?;
         // SAFETY: the caller says so.
         unsafe { (to as *mut u8).copy_from(from.as_ptr(), from.len()) };
         Ok(())
     }
 
     unsafe fn read(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.done_at_once()?;
         // SAFETY: the caller says so.
         unsafe { to.as_mut_ptr().copy_from(from as *const u8, to.len()) };
         Ok(())
     }
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.done_at_once()?;
         // SAFETY: the caller says so.
         unsafe { (to as *mut u8).copy_from(from as *const u8, bytes) };
         Ok(())
     }
 
     unsafe fn zero(&self, to: u64, bytes: usize) -> Result<()> {
+        self.done_at_once()?;
         // SAFETY: the caller says so.
         unsafe { (to as *mut u8).write_bytes(0, bytes) };
         Ok(())
@@ -141,7 +202,18 @@ impl Driver for Emulated {
         params: *const c_void,
         bytes: usize,
     ) -> Result<()> {
+        if self.is_without(kernel) {
+            return Ok(());
+        }
         let name = CString::new(kernel).unwrap();
+        if self.is_recorded(|| {
+            let mut copy = vec![0u64; bytes.div_ceil(8)];
+            // SAFETY: the caller says that as many bytes are there.
+            unsafe { copy.as_mut_ptr().cast::<u8>().copy_from(params.cast(), bytes) };
+            Step::Launch { kernel: name.clone(), grid, params: copy, bytes }
+        }) {
+            return Ok(());
+        }
         let blocks = grid.blocks.map(|n| n as c_uint);
         // SAFETY: the caller says that the parameters are the kernel's.
         let failure = unsafe {
@@ -152,7 +224,7 @@ impl Driver for Emulated {
                 grid.shared,
                 params,
                 bytes,
-                self.ascending,
+                self.emulation.ascending,
             )
         };
         if failure.is_null() {
@@ -164,6 +236,12 @@ impl Driver for Emulated {
     }
 
     unsafe fn multiply(&self, p: Product) -> Result<()> {
+        if self.is_without("product") {
+            return Ok(());
+        }
+        if self.is_recorded(|| Step::Multiply(p)) {
+            return Ok(());
+        }
         let number = |address: u64, i: usize| -> f32 {
             // SAFETY: the caller says that the matrices lie there.
             unsafe {
@@ -190,10 +268,49 @@ impl Driver for Emulated {
         }
         Ok(())
     }
+
+    fn begin_capture(&self) -> Result<()> {
+        if !self.emulation.has_graphs {
+            return Err(Error::internal("a GPU without graphs"));
+        }
+        self.done_at_once()?;
+        *self.recording.lock().unwrap() = Some(vec![]);
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Graph> {
+        let steps = self.recording.lock().unwrap().take();
+        let steps = steps.ok_or_else(|| Error::internal("nothing is recorded"))?;
+        let mut graphs = self.graphs.lock().unwrap();
+        let graph = Graph((0..).find(|&number| !graphs.contains_key(&Graph(number))).unwrap());
+        graphs.insert(graph, steps);
+        Ok(graph)
+    }
+
+    unsafe fn replay(&self, graph: Graph) -> Result<()> {
+        let steps = self.graphs.lock().unwrap()[&graph].clone();
+        for step in steps {
+            // SAFETY: the caller says that what was recorded may be done.
+            unsafe {
+                match step {
+                    Step::Launch { kernel, grid, params, bytes } => {
+                        self.launch(kernel.to_str().unwrap(), grid, params.as_ptr().cast(), bytes)?;
+                    }
+                    Step::Multiply(product) => self.multiply(product)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    unsafe fn free_graph(&self, graph: Graph) {
+        self.graphs.lock().unwrap().remove(&graph).expect("recorded here");
+    }
 }
 
 impl Drop for Emulated {
     fn drop(&mut self) {
+        assert!(self.graphs.lock().unwrap().is_empty() || std::thread::panicking());
         let left = self.allocated.lock().unwrap().len();
         assert!(left == 0 || std::thread::panicking(), "{left} allocations are not given back");
     }

@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 use std::ffi::c_void;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
@@ -58,6 +60,10 @@ pub(super) struct Product {
     pub(super) element: Element,
 }
 
+/// What was recorded, by a number of the driver's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Graph(pub(super) u64);
+
 /// What a GPU does. Everything but [`Self::read`] may return before it is done.
 ///
 /// # Safety
@@ -83,11 +89,39 @@ pub(super) trait Driver: Send + Sync {
         bytes: usize,
     ) -> Result<()>;
     unsafe fn multiply(&self, product: Product) -> Result<()>;
+
+    /// From here to [`Self::end_capture`], which the same thread calls, launches and products are
+    /// recorded instead of done. In between nobody allocates, writes, reads, copies or zeroes on that
+    /// thread; others may free.
+    ///
+    /// On CUDA: `cuStreamBeginCapture` of the one stream, in the thread-local mode. Every product has been
+    /// done before; cuBLAS must have been given a workspace (`cublasSetWorkspace`), since it may not
+    /// allocate one here.
+    fn begin_capture(&self) -> Result<()>;
+    /// Ends it, also where something in between has failed; then this may fail as well.
+    ///
+    /// On CUDA: `cuStreamEndCapture`, `cuGraphInstantiate`, and `cuGraphDestroy` of what was
+    /// instantiated.
+    fn end_capture(&self) -> Result<Graph>;
+    /// Does what was recorded, with what lies in memory by then: `cuGraphLaunch` on the one stream.
+    ///
+    /// # Safety
+    /// The memory that it reads and writes is allocated.
+    unsafe fn replay(&self, graph: Graph) -> Result<()>;
+    /// `cuGraphExecDestroy`.
+    ///
+    /// # Safety
+    /// Nobody replays it any more.
+    unsafe fn free_graph(&self, graph: Graph);
 }
 
 /// A GPU that computes with numbers of one kind. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Gpu(Arc<Shared>);
+pub(crate) struct Gpu {
+    shared: Arc<Shared>,
+    /// Where it lends from, if that is not what all have in common.
+    own: Option<Arc<Own>>,
+}
 
 struct Shared {
     driver: Box<dyn Driver>,
@@ -107,6 +141,14 @@ pub(super) struct Sizes {
     pub(super) slab: usize,
 }
 
+/// Memory whose addresses a recording holds: it is lent from there alone.
+struct Own {
+    shared: Arc<Shared>,
+    free: Mutex<HashMap<usize, Vec<u64>>>,
+    /// Whether kernels are left out.
+    rehearses: AtomicBool,
+}
+
 /// What lies ready to be lent again.
 #[derive(Default)]
 struct Lent {
@@ -119,7 +161,7 @@ struct Lent {
 
 impl std::fmt::Debug for Gpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Gpu({:?})", self.0.element)
+        write!(f, "Gpu({:?})", self.shared.element)
     }
 }
 
@@ -131,15 +173,72 @@ impl Gpu {
         sizes: Sizes,
     ) -> Self {
         let lent = Mutex::default();
-        Self(Arc::new(Shared { driver, element, processors, sizes, lent }))
+        let shared = Arc::new(Shared { driver, element, processors, sizes, lent });
+        Self { shared, own: None }
+    }
+
+    /// The same GPU, which lends memory that nobody else is lent for as long as somebody has this.
+    pub(super) fn with_own_memory(&self) -> Self {
+        let shared = self.shared.clone();
+        let own = Own { shared, free: Mutex::default(), rehearses: AtomicBool::new(false) };
+        Self { shared: self.shared.clone(), own: Some(Arc::new(own)) }
+    }
+
+    /// Records what `launches` does with memory of this GPU's own.
+    ///
+    /// # Errors
+    /// Those of `launches`; `OutOfMemory`; `Internal` when the device fails. Nothing but products into its
+    /// own memory has been done then.
+    pub(super) fn record(&self, launches: &mut dyn FnMut() -> Result<()>) -> Result<Graph> {
+        let Some(own) = &self.own else {
+            return Err(Error::internal("a recording of memory that others are lent"));
+        };
+        // Memory lies ready afterwards, and cuBLAS has loaded what each product takes: neither can be
+        // done while it is recorded.
+        own.rehearses.store(true, Ordering::Relaxed);
+        let rehearsed = launches();
+        own.rehearses.store(false, Ordering::Relaxed);
+        rehearsed?;
+        let driver = &self.shared.driver;
+        driver.begin_capture()?;
+        let launched = launches();
+        let graph = driver.end_capture();
+        if let (Err(_), Ok(graph)) = (&launched, &graph) {
+            // SAFETY: it was recorded just now.
+            unsafe { driver.free_graph(*graph) };
+        }
+        launched.and(graph)
+    }
+
+    /// Does what [`Self::record`] has recorded.
+    ///
+    /// # Safety
+    /// What its launches read and write, but for this GPU's own memory, is as they expect it.
+    ///
+    /// # Errors
+    /// `Internal` when the device fails.
+    pub(super) unsafe fn replay(&self, graph: Graph) -> Result<()> {
+        // SAFETY: own memory lives as long as this; the caller says the rest.
+        unsafe { self.shared.driver.replay(graph) }
+    }
+
+    /// # Safety
+    /// [`Self::record`] gave it, and nobody replays it any more.
+    pub(super) unsafe fn free_graph(&self, graph: Graph) {
+        // SAFETY: the caller says so.
+        unsafe { self.shared.driver.free_graph(graph) };
+    }
+
+    fn rehearses(&self) -> bool {
+        self.own.as_ref().is_some_and(|own| own.rehearses.load(Ordering::Relaxed))
     }
 
     pub(crate) fn element(&self) -> Element {
-        self.0.element
+        self.shared.element
     }
 
-    pub(super) fn processors(&self) -> usize {
-        self.0.processors
+    pub(crate) fn processors(&self) -> usize {
+        self.shared.processors
     }
 
     /// Memory that holds any values.
@@ -147,16 +246,31 @@ impl Gpu {
     /// # Errors
     /// `OutOfMemory`; `Internal` when the device fails.
     pub(super) fn lend(&self, bytes: usize) -> Result<Memory> {
-        let class = (self.0.sizes.class)(bytes);
-        let ready = self.0.lent().free.get_mut(&class).and_then(Vec::pop);
+        self.of_class((self.shared.sizes.class)(bytes), bytes)
+    }
+
+    fn of_class(&self, class: usize, bytes: usize) -> Result<Memory> {
+        let pop = |free: &mut HashMap<usize, Vec<u64>>| free.get_mut(&class).and_then(Vec::pop);
+        let ready = match &self.own {
+            Some(own) => pop(&mut own.free()),
+            None => pop(&mut self.shared.lent().free),
+        };
         let address = match ready {
             Some(address) => {
-                self.0.driver.lent_again(address, class);
+                self.shared.driver.lent_again(address, class);
                 address
             }
-            None => self.0.allocate(class)?,
+            None => self.shared.allocate(class)?,
         };
         Ok(Memory { gpu: self.clone(), address, class, bytes })
+    }
+
+    /// Memory of just this size that holds any values, for what stays.
+    ///
+    /// # Errors
+    /// As [`Self::lend`].
+    pub(super) fn hold(&self, bytes: usize) -> Result<Memory> {
+        self.of_class(bytes.max(1), bytes)
     }
 
     /// Memory with `values` in it.
@@ -166,7 +280,7 @@ impl Gpu {
     pub(super) fn upload<T: Pod>(&self, values: &[T]) -> Result<Memory> {
         let memory = self.lend(size_of_val(values))?;
         // SAFETY: the memory has as many bytes.
-        unsafe { self.0.driver.write(memory.address, bytemuck::cast_slice(values))? };
+        unsafe { self.shared.driver.write(memory.address, bytemuck::cast_slice(values))? };
         Ok(memory)
     }
 
@@ -177,7 +291,7 @@ impl Gpu {
     pub(super) fn zeros(&self, bytes: usize) -> Result<Memory> {
         let memory = self.lend(bytes)?;
         // SAFETY: the memory has as many bytes.
-        unsafe { self.0.driver.zero(memory.address, bytes)? };
+        unsafe { self.shared.driver.zero(memory.address, bytes)? };
         Ok(memory)
     }
 
@@ -190,12 +304,17 @@ impl Gpu {
     /// # Errors
     /// `Internal`, which names the kernel.
     pub(super) unsafe fn launch<P>(&self, kernel: &str, grid: Grid, params: &P) -> Result<()> {
-        if grid.blocks.contains(&0) {
+        if grid.blocks.contains(&0) || self.rehearses() {
             return Ok(());
         }
         // SAFETY: the caller says so.
         unsafe {
-            self.0.driver.launch(kernel, grid, std::ptr::from_ref(params).cast(), size_of::<P>())
+            self.shared.driver.launch(
+                kernel,
+                grid,
+                std::ptr::from_ref(params).cast(),
+                size_of::<P>(),
+            )
         }
     }
 
@@ -205,11 +324,12 @@ impl Gpu {
     /// # Errors
     /// `Internal`.
     pub(super) unsafe fn multiply(&self, product: Product) -> Result<()> {
+        // In a rehearsal, too: own memory takes any numbers.
         if product.rows == 0 {
             return Ok(());
         }
         // SAFETY: the caller says so.
-        unsafe { self.0.driver.multiply(product) }
+        unsafe { self.shared.driver.multiply(product) }
     }
 
     /// A page of keys and values that holds any of them.
@@ -217,18 +337,18 @@ impl Gpu {
     /// # Errors
     /// As [`Self::lend`].
     pub(super) fn page(&self, bytes: usize) -> Result<PageMemory> {
-        let mut lent = self.0.lent();
+        let mut lent = self.shared.lent();
         let ready = lent.pages.get_mut(&bytes).and_then(Vec::pop);
         let address = match ready {
             Some(address) => {
-                self.0.driver.lent_again(address, bytes);
+                self.shared.driver.lent_again(address, bytes);
                 address
             }
             None => {
-                let count = (self.0.sizes.slab / bytes.max(1)).max(1);
+                let count = (self.shared.sizes.slab / bytes.max(1)).max(1);
                 drop(lent);
-                let slab = self.0.allocate(bytes * count)?;
-                lent = self.0.lent();
+                let slab = self.shared.allocate(bytes * count)?;
+                lent = self.shared.lent();
                 lent.slabs.push(slab);
                 let rest = (1..count).rev().map(|i| slab + (i * bytes) as u64);
                 lent.pages.entry(bytes).or_default().extend(rest);
@@ -237,6 +357,23 @@ impl Gpu {
         };
         drop(lent);
         Ok(PageMemory { gpu: self.clone(), address, bytes })
+    }
+}
+
+impl Own {
+    fn free(&self) -> MutexGuard<'_, HashMap<usize, Vec<u64>>> {
+        // Whoever panicked left whole lists.
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        let free = self.free.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for address in free.drain().flat_map(|(_, free)| free) {
+            // SAFETY: it was allocated, and nobody has it: who has memory has the GPU.
+            unsafe { self.shared.driver.free(address) };
+        }
     }
 }
 
@@ -281,8 +418,13 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn gpu(&self) -> &Gpu {
+    /// What lends the results that are computed from it.
+    pub(crate) fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Where its first `count` values of `size` bytes lie.
@@ -302,6 +444,34 @@ impl Memory {
         self.address + offset as u64
     }
 
+    /// Writes values from byte `offset` on.
+    ///
+    /// # Errors
+    /// `Internal` where it is smaller, or when the device fails.
+    pub(super) fn write<T: Pod>(&self, offset: usize, values: &[T]) -> Result<()> {
+        let address = self.at(offset + size_of_val(values), 1)? + offset as u64;
+        // SAFETY: it has as many bytes.
+        unsafe { self.gpu.shared.driver.write(address, bytemuck::cast_slice(values)) }
+    }
+
+    /// Takes some of a page's bytes to its own from `offset` on.
+    ///
+    /// # Errors
+    /// `Internal` where there are fewer, or when the device fails.
+    pub(super) fn copy_from_page(
+        &self,
+        offset: usize,
+        page: &PageMemory,
+        bytes: Range<usize>,
+    ) -> Result<()> {
+        let to = self.at(offset + bytes.len(), 1)? + offset as u64;
+        if bytes.end > page.bytes {
+            return Err(Error::internal(format!("{bytes:?} of a page of {}", page.bytes)));
+        }
+        // SAFETY: both have as many bytes.
+        unsafe { self.gpu.shared.driver.copy(page.address + bytes.start as u64, to, bytes.len()) }
+    }
+
     /// Its first values, once everything that was launched before is done.
     ///
     /// # Errors
@@ -309,13 +479,25 @@ impl Memory {
     pub(super) fn read<T: Pod>(&self, values: &mut [T]) -> Result<()> {
         let address = self.at(values.len(), size_of::<T>())?;
         // SAFETY: it has as many bytes.
-        unsafe { self.gpu.0.driver.read(address, bytemuck::cast_slice_mut(values)) }
+        unsafe { self.gpu.shared.driver.read(address, bytemuck::cast_slice_mut(values)) }
+    }
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Memory({} bytes)", self.bytes)
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.gpu.0.lent().free.entry(self.class).or_default().push(self.address);
+        let give_back = |free: &mut HashMap<usize, Vec<u64>>| {
+            free.entry(self.class).or_default().push(self.address);
+        };
+        match &self.gpu.own {
+            Some(own) => give_back(&mut own.free()),
+            None => give_back(&mut self.gpu.shared.lent().free),
+        }
     }
 }
 
@@ -334,7 +516,7 @@ impl PageMemory {
     pub(super) fn copied(&self) -> Result<Self> {
         let copy = self.gpu.page(self.bytes)?;
         // SAFETY: both have as many bytes.
-        unsafe { self.gpu.0.driver.copy(self.address, copy.address, self.bytes)? };
+        unsafe { self.gpu.shared.driver.copy(self.address, copy.address, self.bytes)? };
         Ok(copy)
     }
 
@@ -346,13 +528,13 @@ impl PageMemory {
     pub(super) fn read(&self) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.bytes];
         // SAFETY: it has as many bytes.
-        unsafe { self.gpu.0.driver.read(self.address, &mut bytes)? };
+        unsafe { self.gpu.shared.driver.read(self.address, &mut bytes)? };
         Ok(bytes)
     }
 }
 
 impl Drop for PageMemory {
     fn drop(&mut self) {
-        self.gpu.0.lent().pages.entry(self.bytes).or_default().push(self.address);
+        self.gpu.shared.lent().pages.entry(self.bytes).or_default().push(self.address);
     }
 }

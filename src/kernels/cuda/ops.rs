@@ -12,12 +12,10 @@ const WARP: usize = 32;
 const ROW_THREADS: u32 = 256;
 /// Warps of a block that rotates, each with a head of its own.
 const ROTATE_WARPS: usize = 8;
-/// As in `attention.cu` and `readout.cu`.
+/// As in `attention.cu`.
 const ATTENTION_THREADS: u32 = 128;
 const TILE_KEYS: usize = 64;
-const SUM_COLUMNS: usize = 32;
-const SUM_THREADS: u32 = 256;
-const GATHER_THREADS: u32 = 128;
+const MERGE_BLOCKS: usize = 8;
 
 /// Rows of numbers.
 #[derive(Clone, Copy)]
@@ -39,25 +37,8 @@ pub(crate) struct Norms<'a> {
     pub(crate) eps: f32,
 }
 
-/// Which columns of a layer's states are read, and where they go.
-pub(crate) struct Reading<'a> {
-    /// Their numbers, u32, and how many there are.
-    pub(crate) columns: &'a Memory,
-    pub(crate) count: usize,
-    /// Columns of `rows` and `sums`, and the first that is written.
-    pub(crate) features: usize,
-    pub(crate) start: usize,
-    /// For each text, i64: the row of its token 0 in `rows`, or [`params::NO_ROWS`] where sums are
-    /// read.
-    pub(crate) first_rows: &'a Memory,
-    /// f32
-    pub(crate) rows: &'a Memory,
-    /// f64, a row a text.
-    pub(crate) sums: &'a Memory,
-}
-
 impl Gpu {
-    fn at(&self, memory: &Memory, shape: Shape) -> Result<u64> {
+    pub(super) fn at(&self, memory: &Memory, shape: Shape) -> Result<u64> {
         memory.at(shape.count(), self.element().bytes())
     }
 
@@ -70,28 +51,31 @@ impl Gpu {
         Grid { blocks: [rows, 1, 1], threads: ROW_THREADS, shared: 0 }
     }
 
-    /// Rows `tokens` of `table`.
+    /// The rows of `table` for the tokens of `places`.
     ///
     /// # Errors
-    /// `OutOfMemory`; `Internal` for a token that has no row, or when the device fails.
-    pub(crate) fn embed(&self, table: &Memory, shape: Shape, tokens: &[u32]) -> Result<Memory> {
-        if let Some(token) = tokens.iter().find(|&&token| token as usize >= shape.rows) {
-            let rows = shape.rows;
-            return Err(Error::internal(format!("token id {token} in a vocabulary of {rows}")));
+    /// `OutOfMemory`; `Internal` for another vocabulary, or when the device fails.
+    pub(crate) fn embed(
+        &self,
+        table: &Memory,
+        shape: Shape,
+        places: &Places,
+    ) -> Result<(Memory, Shape)> {
+        if shape.rows < places.vocabulary() {
+            let (rows, vocabulary) = (shape.rows, places.vocabulary());
+            return Err(Error::internal(format!("{rows} embeddings for {vocabulary} tokens")));
         }
-        let table = self.at(table, shape)?;
-        let ids = self.upload(tokens)?;
-        let result = Shape { rows: tokens.len(), width: shape.width };
+        let result = Shape { rows: places.rows(), width: shape.width };
         let out = self.room(result)?;
         let params = params::Embed {
-            table,
-            tokens: ids.at(tokens.len(), 4)?,
+            table: self.at(table, shape)?,
+            tokens: places.tokens(),
             out: self.at(&out, result)?,
             width: shape.width as i32,
         };
         // SAFETY: `at` has held every size against what is read and written; the tokens have rows.
-        unsafe { self.launch(&self.element().of("embed"), Self::by_row(tokens.len()), &params)? };
-        Ok(out)
+        unsafe { self.launch(&self.element().of("embed"), Self::by_row(result.rows), &params)? };
+        Ok((out, result))
     }
 
     /// Adds `y`, where there is one, to `x`, and returns `x`'s RMSNorm. `weight` is f32.
@@ -169,7 +153,7 @@ impl Gpu {
         layer: usize,
         norms: Option<Norms<'_>>,
     ) -> Result<()> {
-        let (rows, heads) = (places.rows, places.heads());
+        let (rows, heads) = (places.rows(), places.heads());
         let (cos, sin) = places.rotations();
         let weight = |weight: &Memory| weight.at(heads.dim, 4);
         let params = params::Rotate {
@@ -200,16 +184,22 @@ impl Gpu {
     ///
     /// # Errors
     /// `OutOfMemory`; `Internal` for other sizes, or when the device fails.
-    pub(crate) fn attention(&self, qkv: &Memory, places: &Places, layer: usize) -> Result<Memory> {
-        let (rows, heads) = (places.rows, places.heads());
+    pub(crate) fn attention(
+        &self,
+        qkv: &Memory,
+        places: &Places,
+        layer: usize,
+    ) -> Result<(Memory, Shape)> {
+        let (rows, heads) = (places.rows(), places.heads());
         let Heads { query, key_value, dim } = heads;
-        let out = self.room(Shape { rows, width: query * dim })?;
-        let part_rows = places.slots * key_value * places.tile_rows;
+        let result = Shape { rows, width: query * dim };
+        let out = self.room(result)?;
+        let part_rows = places.slots() * key_value * places.tile_rows;
         let parts = self.lend(part_rows * dim * size_of::<f32>())?;
         let extents = self.lend(part_rows * 2 * size_of::<f32>())?;
         let params = params::Attention {
             qkv: self.at(qkv, Shape { rows, width: heads.qkv() })?,
-            out: self.at(&out, Shape { rows, width: query * dim })?,
+            out: self.at(&out, result)?,
             work: places.work(),
             parts: parts.at(part_rows * dim, 4)?,
             extents: extents.at(part_rows * 2, 4)?,
@@ -226,11 +216,11 @@ impl Gpu {
             (self.element().of("attention"), floats * size_of::<f32>())
         };
         let grid =
-            Grid { blocks: [places.works, key_value, 1], threads: ATTENTION_THREADS, shared };
+            Grid { blocks: [places.works(), key_value, 1], threads: ATTENTION_THREADS, shared };
         // SAFETY: `at` has held every size against what is read and written; `places` has a page
         // for each key, and pages hold `layer`.
         unsafe { self.launch(&kernel, grid, &params)? };
-        if places.merge_count > 0 {
+        if places.merge_count() > 0 {
             let params = params::MergeParts {
                 parts: params.parts,
                 extents: params.extents,
@@ -240,12 +230,12 @@ impl Gpu {
                 heads: heads.into(),
                 tile_rows: places.tile_rows as i32,
             };
-            let blocks = [places.merge_count, key_value, places.tile_rows];
+            let blocks = [places.merge_count(), key_value, MERGE_BLOCKS];
             let grid = Grid { blocks, threads: ATTENTION_THREADS, shared: 0 };
             // SAFETY: as above; every slot has been written.
             unsafe { self.launch(&self.element().of("merge"), grid, &params)? };
         }
-        Ok(out)
+        Ok((out, result))
     }
 
     /// `x W^T` for weights `[outputs, inputs]`; `shape` is that of `x`.
@@ -273,42 +263,6 @@ impl Gpu {
         // SAFETY: `at` has held every size against what is read and written.
         unsafe { self.multiply(product)? };
         Ok(y)
-    }
-
-    /// Reads columns of a layer's `states`, `[rows, width]`.
-    ///
-    /// # Errors
-    /// `Internal` for other sizes, or when the device fails.
-    pub(crate) fn read_columns(
-        &self,
-        states: &Memory,
-        width: usize,
-        places: &Places,
-        reading: &Reading<'_>,
-    ) -> Result<()> {
-        let params = params::Gather {
-            states: self.at(states, Shape { rows: places.rows, width })?,
-            columns: reading.columns.at(reading.count, 4)?,
-            first_rows: reading.first_rows.at(1, 8)?,
-            out: reading.rows.at(0, 4)?,
-            sums: reading.sums.at(0, 8)?,
-            places: places.params(),
-            width: width as i32,
-            count: reading.count as i32,
-            features: reading.features as i32,
-            start: reading.start as i32,
-        };
-        let blocks = [places.rows, reading.count.div_ceil(GATHER_THREADS as usize), 1];
-        let grid = Grid { blocks, threads: GATHER_THREADS, shared: 0 };
-        // SAFETY: whoever made `reading` has made room for every row of the texts in `places`.
-        unsafe { self.launch(&self.element().of("gather"), grid, &params)? };
-        let grid = Grid {
-            blocks: [places.span_count, reading.count.div_ceil(SUM_COLUMNS), 1],
-            threads: SUM_THREADS,
-            shared: SUM_THREADS as usize * size_of::<f64>(),
-        };
-        // SAFETY: as above.
-        unsafe { self.launch(&self.element().of("sum"), grid, &params) }
     }
 }
 

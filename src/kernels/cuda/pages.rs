@@ -1,4 +1,5 @@
-//! Keys and values of a text on a GPU, in pages that copies of its beginning share, as on the CPU.
+//! What is kept of a text's tokens on a GPU, in pages that copies of its beginning share, as on the CPU:
+//! keys and values, or selected neurons.
 
 use std::sync::Arc;
 
@@ -6,12 +7,13 @@ use super::gpu::{Gpu, PageMemory};
 use crate::error::Result;
 use crate::kernels::kv::{Charge, KvShape, Meter, PAGE_TOKENS};
 
-/// A page is `[layers, 2, key_value, PAGE_TOKENS, dim]`: keys, then values, in the numbers that the
-/// GPU computes with.
+/// Pages of [`PAGE_TOKENS`] tokens, in the numbers that the GPU computes with.
 #[derive(Clone)]
 pub(crate) struct Pages {
     gpu: Gpu,
-    shape: KvShape,
+    /// Numbers of one layer of a page, and how many layers it has.
+    layer: usize,
+    layers: usize,
     pages: Vec<Arc<Page>>,
     meter: Meter,
 }
@@ -22,12 +24,23 @@ pub(super) struct Page {
 }
 
 impl Pages {
-    pub(crate) fn new(gpu: &Gpu, shape: KvShape, meter: &Meter) -> Self {
-        Self { gpu: gpu.clone(), shape, pages: vec![], meter: meter.clone() }
+    /// Of keys and values: a page is `[layers, 2, key_value, PAGE_TOKENS, dim]`, keys, then values.
+    pub(crate) fn of_keys(gpu: &Gpu, shape: KvShape, meter: &Meter) -> Self {
+        Self::new(gpu, shape.width(), shape.layers, meter)
+    }
+
+    /// Of neurons: a page is `[PAGE_TOKENS, features]`.
+    pub(crate) fn of_neurons(gpu: &Gpu, features: usize, meter: &Meter) -> Self {
+        Self::new(gpu, features, 1, meter)
+    }
+
+    fn new(gpu: &Gpu, width: usize, layers: usize, meter: &Meter) -> Self {
+        let (gpu, meter) = (gpu.clone(), meter.clone());
+        Self { gpu, layer: width * PAGE_TOKENS, layers, pages: vec![], meter }
     }
 
     fn page_bytes(&self) -> usize {
-        self.shape.width() * self.shape.layers * PAGE_TOKENS * self.gpu.element().bytes()
+        self.layer * self.layers * self.gpu.element().bytes()
     }
 
     /// As [`crate::kernels::Kv::reserve`].
@@ -52,11 +65,11 @@ impl Pages {
 
     /// Numbers from one layer of a page to the next; 0 where pages hold one layer alone.
     pub(super) fn layer_stride(&self) -> usize {
-        if self.shape.layers == 1 { 0 } else { self.shape.width() * PAGE_TOKENS }
+        if self.layers == 1 { 0 } else { self.layer }
     }
 
-    pub(super) fn shape(&self) -> KvShape {
-        self.shape
+    pub(super) fn layers(&self) -> usize {
+        self.layers
     }
 
     /// The pages, in order.

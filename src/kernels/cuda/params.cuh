@@ -22,7 +22,7 @@ struct Span {
 // Where a chunk's rows stand: the same at every layer.
 struct Places {
     const Span *spans;
-    // The span of each row.
+    // The span of each row; -1 for a row that stands for none.
     const int *row_spans;
     // Addresses of pages, text by text. A page is [layers][2][key_value][PAGE_TOKENS][dim]: keys,
     // then values.
@@ -78,6 +78,7 @@ struct RotateParams {
 
 // Some of a span's queries, and the keys that they are held against.
 struct Work {
+    // -1 where there is no work.
     int span;
     // The first of the queries, as (token in the span) * group + (head in the group).
     int first;
@@ -89,7 +90,7 @@ struct Work {
 // Parts of a result that become one.
 struct Merge {
     int span, first;
-    // The first part, and how many there are.
+    // The first part, and how many there are; 0 where there is nothing to put together.
     int slot, count;
 };
 
@@ -117,17 +118,31 @@ struct MergeParams {
     int tile_rows;
 };
 
+// What is read of a text of a pass.
+struct ReadText {
+    // Where in the tables of pages the text's begins, or -1: then its neurons are summed alone.
+    int table;
+    // Tokens, from its first one on, whose neurons are summed from its pages.
+    int summed;
+};
+
+// What is read of a pass's texts.
+struct Reading {
+    // Where the sums are, [texts, features].
+    double *const *sums;
+    const ReadText *texts;
+    // Addresses of pages, text by text, [PAGE_TOKENS, features] each.
+    const unsigned long long *tables;
+    int features;
+};
+
 struct GatherParams {
     const void *states;
     // The columns that are read, and how many there are.
     const unsigned *columns;
-    // For each text the row of its token 0 in `rows`, or less than LEAST_ROW.
-    const long long *first_rows;
-    // [.., features]
-    float *out;
-    // [segments, features]
-    double *sums;
+    Reading reading;
     Places places;
-    int width, count, features, start;
+    int width, count;
+    // Where among the features the columns begin.
+    int start;
 };
-constexpr long long LEAST_ROW = -(1LL << 40);

@@ -39,6 +39,14 @@ pub(super) struct Merge {
     pub(super) count: i32,
 }
 
+/// What is read of a text of a pass.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReadText {
+    pub(super) table: i32,
+    pub(super) summed: i32,
+}
+
 // SAFETY: structs of numbers in C's layout, without a gap, that may all be zero.
 unsafe impl Zeroable for Span {}
 // SAFETY: as above; any bits are numbers.
@@ -51,6 +59,10 @@ unsafe impl Pod for Work {}
 unsafe impl Zeroable for Merge {}
 // SAFETY: as above.
 unsafe impl Pod for Merge {}
+// SAFETY: as above.
+unsafe impl Zeroable for ReadText {}
+// SAFETY: as above.
+unsafe impl Pod for ReadText {}
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -149,18 +161,21 @@ pub(super) struct MergeParts {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Reading {
+    pub(super) sums: u64,
+    pub(super) texts: u64,
+    pub(super) tables: u64,
+    pub(super) features: i32,
+}
+
+#[repr(C)]
 pub(super) struct Gather {
     pub(super) states: u64,
     pub(super) columns: u64,
-    pub(super) first_rows: u64,
-    pub(super) out: u64,
-    pub(super) sums: u64,
+    pub(super) reading: Reading,
     pub(super) places: Places,
     pub(super) width: i32,
     pub(super) count: i32,
-    pub(super) features: i32,
     pub(super) start: i32,
 }
-
-/// Of a text that is read as a sum; those of other texts are larger.
-pub(crate) const NO_ROWS: i64 = i64::MIN;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use bytemuck::Pod;
 
 use super::gpu::{Element, Gpu, Memory};
+use super::graphs::Graphs;
 use super::pages::{Page, Pages};
 use super::params::{self, Merge, Span, Work};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Status};
 use crate::kernels::Heads;
 use crate::kernels::kv::PAGE_TOKENS;
 
@@ -23,6 +24,12 @@ pub(super) const MOST_DIM: usize = 256;
 const PART_KEYS: usize = 2 * TILE_KEYS;
 /// Blocks that a multiprocessor holds at once, about.
 const BLOCKS: usize = 2;
+/// Rows that a recording is for: fewer are filled up.
+const TIERS: [usize; 4] = [16, 32, 64, 128];
+/// The most rows, texts, and pages of all texts that run at once, whose launches may be recorded.
+pub(crate) const AT_ONCE_ROWS: usize = TIERS[TIERS.len() - 1];
+pub(crate) const AT_ONCE_TEXTS: usize = 128;
+pub(crate) const AT_ONCE_TABLES: usize = 4096;
 
 /// Rows of a chunk that belong to one text.
 pub(crate) struct Part<'a> {
@@ -35,23 +42,23 @@ pub(crate) struct Part<'a> {
     pub(crate) pages: &'a Pages,
 }
 
+/// The rows of a chunk. Parts come in the order of their rows, and together are all of them.
+pub(crate) struct Chunk<'a> {
+    pub(crate) parts: &'a [Part<'a>],
+    /// Of each row, all of them below `vocabulary`.
+    pub(crate) tokens: &'a [u32],
+    pub(crate) vocabulary: usize,
+    /// Cosines and sines, `[rows, dim / 2]` each.
+    pub(crate) rotations: (&'a [f32], &'a [f32]),
+    pub(crate) heads: Heads,
+}
+
 /// See the module.
 pub(crate) struct Places {
-    memory: Memory,
-    /// What lies in the memory, from where on.
-    spans: usize,
-    row_spans: usize,
-    tables: usize,
-    cos: usize,
-    sin: usize,
-    work: usize,
-    merges: usize,
-    pub(super) rows: usize,
-    pub(super) span_count: usize,
-    pub(super) works: usize,
-    pub(super) merge_count: usize,
-    /// Parts of results at work.
-    pub(super) slots: usize,
+    memory: Arc<Memory>,
+    at: Offsets,
+    room: Room,
+    vocabulary: usize,
     pub(super) tile_rows: usize,
     pub(super) is_tiled: bool,
     /// Layers that the pages hold, at the least; none where all hold one that serves every layer.
@@ -61,40 +68,195 @@ pub(crate) struct Places {
     _pages: Vec<Arc<Page>>,
 }
 
+/// How many there is room for of each kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Room {
+    rows: usize,
+    spans: usize,
+    work: usize,
+    merges: usize,
+    /// Parts of results at work.
+    slots: usize,
+    /// Addresses of pages.
+    tables: usize,
+}
+
+impl Room {
+    /// For whatever up to `rows` rows need.
+    fn of(rows: usize, blocks: usize, heads: Heads, tile_rows: usize) -> Self {
+        let group = heads.query / heads.key_value;
+        let blocks = blocks / heads.key_value;
+        // Each row may be a text's only one. Keys are shared out where there are no more tiles than
+        // half of the blocks, to no more parts than blocks.
+        let work = (rows * group.div_ceil(tile_rows)).max(blocks);
+        Self { rows, spans: rows, work, merges: blocks / 2, slots: blocks, tables: AT_ONCE_TABLES }
+    }
+
+    fn fits(&self, other: &Self) -> bool {
+        let counts =
+            |room: &Self| [room.rows, room.spans, room.work, room.merges, room.slots, room.tables];
+        counts(self).iter().zip(counts(other)).all(|(own, other)| *own <= other)
+    }
+}
+
+/// Where in the memory each kind begins.
+#[derive(Clone, Copy)]
+struct Offsets {
+    tokens: usize,
+    spans: usize,
+    row_spans: usize,
+    cos: usize,
+    sin: usize,
+    work: usize,
+    merges: usize,
+    tables: usize,
+}
+
+/// Whether a GPU's kernels serve these heads.
+///
+/// # Errors
+/// `Unsupported`.
+pub(crate) fn check_heads(heads: Heads) -> Result<()> {
+    let Heads { query, key_value, dim } = heads;
+    if (2..=MOST_DIM).contains(&dim) && dim.is_multiple_of(2) && query.is_multiple_of(key_value) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Status::Unsupported,
+        format!(
+            "heads of {dim} numbers, {query} over {key_value}, on a GPU: expected an even number of \
+             up to {MOST_DIM}, and a whole number of query heads a key head"
+        ),
+    ))
+}
+
 impl Places {
-    /// For rows whose rotations are `cos` and `sin`, `[rows, dim / 2]` each. Parts come in the order
-    /// of their rows, and together are all of them.
+    /// # Errors
+    /// `OutOfMemory`; `Internal` when the device fails; `Unsupported` for heads that no kernel serves.
+    pub(crate) fn new(gpu: &Gpu, chunk: &Chunk<'_>) -> Result<Self> {
+        let plan = Plan::new(gpu, chunk)?;
+        let (bytes, at) = plan.packed(chunk, plan.room);
+        Ok(plan.lying(Arc::new(gpu.upload(&bytes)?), at, plan.room, chunk))
+    }
+
+    /// Does `launches` at once, for a chunk of up to [`AT_ONCE_ROWS`] rows and [`AT_ONCE_TABLES`] pages:
+    /// rows are filled up to a number for which they are recorded, and replayed from then on.
+    ///
+    /// # Safety
+    /// `launches` depends on nothing but its places and memory that stays.
     ///
     /// # Errors
-    /// `OutOfMemory`; `Internal` when the device fails, or for heads that no kernel serves.
-    pub(crate) fn new(
-        gpu: &Gpu,
-        parts: &[Part<'_>],
-        (cos, sin): (&[f32], &[f32]),
-        heads: Heads,
-    ) -> Result<Self> {
-        let is_tiled = gpu.element() == Element::Bf16 && TILED_DIMS.contains(&heads.dim);
-        if heads.dim > MOST_DIM
-            || !heads.dim.is_multiple_of(2)
-            || !heads.query.is_multiple_of(heads.key_value)
-        {
-            return Err(Error::internal(format!("no attention on a GPU for {heads:?}")));
+    /// Those of `launches` and of [`Self::new`]; `Internal` for a larger chunk.
+    pub(crate) unsafe fn at_once(
+        graphs: &Graphs,
+        chunk: &Chunk<'_>,
+        launches: &mut dyn FnMut(Self) -> Result<()>,
+    ) -> Result<()> {
+        let gpu = graphs.gpu();
+        let plan = Plan::new(gpu, chunk)?;
+        let rows = TIERS.into_iter().find(|&rows| plan.room.rows <= rows);
+        let blocks = gpu.processors() * BLOCKS;
+        let room = rows.map(|rows| Room::of(rows, blocks, chunk.heads, plan.tile_rows));
+        let room = room.filter(|room| plan.room.fits(room));
+        let room = room.ok_or_else(|| Error::internal("a chunk that does not run at once"))?;
+        let (bytes, at) = plan.packed(chunk, room);
+        let all = at.tables + room.tables * size_of::<u64>();
+        let mut lying =
+            |memory: &Arc<Memory>| launches(plan.lying(memory.clone(), at, room, chunk));
+        // SAFETY: the room for each number of rows is the same each time; the caller says the rest.
+        unsafe { graphs.run(room.rows, all, &bytes, &mut lying) }
+    }
+
+    /// What lends the results for its rows.
+    pub(crate) fn gpu(&self) -> &Gpu {
+        self.memory.gpu()
+    }
+
+    pub(super) fn heads(&self) -> Heads {
+        self.heads
+    }
+
+    /// How many ids its tokens are below.
+    pub(super) fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.room.rows
+    }
+
+    pub(super) fn spans(&self) -> usize {
+        self.room.spans
+    }
+
+    pub(super) fn works(&self) -> usize {
+        self.room.work
+    }
+
+    pub(super) fn merge_count(&self) -> usize {
+        self.room.merges
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        self.room.slots
+    }
+
+    pub(super) fn params(&self) -> params::Places {
+        params::Places {
+            spans: self.memory.inside(self.at.spans),
+            row_spans: self.memory.inside(self.at.row_spans),
+            tables: self.memory.inside(self.at.tables),
         }
-        let mut spans = Vec::new();
-        let mut row_spans: Vec<i32> = Vec::new();
-        let mut tables: Vec<u64> = Vec::new();
-        let mut kept = Vec::new();
-        let mut layers = None;
-        for part in parts {
+    }
+
+    pub(super) fn tokens(&self) -> u64 {
+        self.memory.inside(self.at.tokens)
+    }
+
+    pub(super) fn rotations(&self) -> (u64, u64) {
+        (self.memory.inside(self.at.cos), self.memory.inside(self.at.sin))
+    }
+
+    pub(super) fn work(&self) -> u64 {
+        self.memory.inside(self.at.work)
+    }
+
+    pub(super) fn merges(&self) -> u64 {
+        self.memory.inside(self.at.merges)
+    }
+}
+
+/// What is written to the GPU for a chunk.
+struct Plan {
+    spans: Vec<Span>,
+    row_spans: Vec<i32>,
+    tables: Vec<u64>,
+    shares: Shares,
+    /// What it takes.
+    room: Room,
+    tile_rows: usize,
+    is_tiled: bool,
+    layers: Option<usize>,
+    pages: Vec<Arc<Page>>,
+}
+
+impl Plan {
+    fn new(gpu: &Gpu, chunk: &Chunk<'_>) -> Result<Self> {
+        let heads = chunk.heads;
+        check_heads(heads)?;
+        let is_tiled = gpu.element() == Element::Bf16 && TILED_DIMS.contains(&heads.dim);
+        let (mut spans, mut row_spans, mut tables) = (vec![], vec![], vec![]);
+        let (mut kept, mut layers) = (vec![], None);
+        for part in chunk.parts {
             let end = part.position + part.rows.len();
             let pages = part.pages.pages().get(..end.div_ceil(PAGE_TOKENS));
             let pages = pages.ok_or_else(|| Error::internal("no page for a token"))?;
             if row_spans.len() != part.rows.start {
                 return Err(Error::internal("rows that belong to no text"));
             }
-            let shape = part.pages.shape();
-            if shape.layers > 1 {
-                layers = Some(layers.map_or(shape.layers, |most| shape.layers.min(most)));
+            if part.pages.layers() > 1 {
+                let these = part.pages.layers();
+                layers = Some(layers.map_or(these, |least: usize| least.min(these)));
             }
             row_spans.resize(part.rows.end, spans.len() as i32);
             spans.push(Span {
@@ -110,68 +272,65 @@ impl Places {
             kept.extend(pages.iter().cloned());
         }
         let rows = row_spans.len();
+        let (cos, sin) = chunk.rotations;
         let halves = rows * heads.dim / 2;
-        if cos.len() != halves || sin.len() != halves {
-            return Err(Error::internal("rotations for another number of rows"));
+        if [cos.len(), sin.len(), chunk.tokens.len()] != [halves, halves, rows] {
+            return Err(Error::internal("rotations or tokens for another number of rows"));
+        }
+        if let Some(token) = chunk.tokens.iter().find(|&&token| token as usize >= chunk.vocabulary)
+        {
+            let known = chunk.vocabulary;
+            return Err(Error::internal(format!("token id {token} in a vocabulary of {known}")));
         }
         let tile_rows = if is_tiled { TILE_ROWS } else { PLAIN_ROWS };
-        let blocks = gpu.processors() * BLOCKS;
-        let plan = share_out(&spans, heads, tile_rows, blocks);
-
-        let mut packed = Packed::default();
-        let [spans_at, row_spans_at, tables_at, cos_at, sin_at, work_at, merges_at] = [
-            packed.push(&spans),
-            packed.push(&row_spans),
-            packed.push(&tables),
-            packed.push(cos),
-            packed.push(sin),
-            packed.push(&plan.work),
-            packed.push(&plan.merges),
-        ];
-        Ok(Self {
-            memory: gpu.upload(&packed.0)?,
-            spans: spans_at,
-            row_spans: row_spans_at,
-            tables: tables_at,
-            cos: cos_at,
-            sin: sin_at,
-            work: work_at,
-            merges: merges_at,
+        let shares = share_out(&spans, heads, tile_rows, gpu.processors() * BLOCKS);
+        let room = Room {
             rows,
-            span_count: spans.len(),
-            works: plan.work.len(),
-            merge_count: plan.merges.len(),
-            slots: plan.slots,
-            tile_rows,
-            is_tiled,
-            layers,
-            heads,
-            _pages: kept,
-        })
+            spans: spans.len(),
+            work: shares.work.len(),
+            merges: shares.merges.len(),
+            slots: shares.slots,
+            tables: tables.len(),
+        };
+        let pages = kept;
+        Ok(Self { spans, row_spans, tables, shares, room, tile_rows, is_tiled, layers, pages })
     }
 
-    pub(super) fn heads(&self) -> Heads {
-        self.heads
+    /// The bytes as they lie on the GPU, and where; what there is more room for stands for nothing.
+    fn packed(&self, chunk: &Chunk<'_>, room: Room) -> (Vec<u8>, Offsets) {
+        const NO_SPAN: Span =
+            Span { layer_stride: 0, row: 0, rows: 0, position: 0, segment: 0, table: 0, unused: 0 };
+        const NO_WORK: Work = Work { span: -1, first: 0, key_begin: 0, key_end: 0, slot: -1 };
+        const NO_MERGE: Merge = Merge { span: 0, first: 0, slot: 0, count: 0 };
+        let halves = room.rows * chunk.heads.dim / 2;
+        let mut packed = Packed::default();
+        let at = Offsets {
+            tokens: packed.push(chunk.tokens, room.rows, 0),
+            spans: packed.push(&self.spans, room.spans, NO_SPAN),
+            row_spans: packed.push(&self.row_spans, room.rows, -1),
+            cos: packed.push(chunk.rotations.0, halves, 0.0),
+            sin: packed.push(chunk.rotations.1, halves, 0.0),
+            work: packed.push(&self.shares.work, room.work, NO_WORK),
+            merges: packed.push(&self.shares.merges, room.merges, NO_MERGE),
+            // The last, since it may be the largest: nothing is written for what is not used.
+            tables: packed.push(&self.tables, 0, 0),
+        };
+        (packed.0, at)
     }
 
-    pub(super) fn params(&self) -> params::Places {
-        params::Places {
-            spans: self.memory.inside(self.spans),
-            row_spans: self.memory.inside(self.row_spans),
-            tables: self.memory.inside(self.tables),
+    /// The places of what has been written to `memory`.
+    fn lying(&self, memory: Arc<Memory>, at: Offsets, room: Room, chunk: &Chunk<'_>) -> Places {
+        Places {
+            memory,
+            at,
+            room,
+            vocabulary: chunk.vocabulary,
+            tile_rows: self.tile_rows,
+            is_tiled: self.is_tiled,
+            layers: self.layers,
+            heads: chunk.heads,
+            _pages: self.pages.clone(),
         }
-    }
-
-    pub(super) fn rotations(&self) -> (u64, u64) {
-        (self.memory.inside(self.cos), self.memory.inside(self.sin))
-    }
-
-    pub(super) fn work(&self) -> u64 {
-        self.memory.inside(self.work)
-    }
-
-    pub(super) fn merges(&self) -> u64 {
-        self.memory.inside(self.merges)
     }
 }
 
@@ -180,29 +339,32 @@ impl Places {
 struct Packed(Vec<u8>);
 
 impl Packed {
-    /// Where they begin.
-    fn push<T: Pod>(&mut self, values: &[T]) -> usize {
+    /// Where they begin; `filler` stands in the places of those that `room` has more of.
+    fn push<T: Pod>(&mut self, values: &[T], room: usize, filler: T) -> usize {
         self.0.resize(self.0.len().next_multiple_of(16), 0);
         let at = self.0.len();
         self.0.extend_from_slice(bytemuck::cast_slice(values));
+        for _ in values.len()..room {
+            self.0.extend_from_slice(bytemuck::bytes_of(&filler));
+        }
         at
     }
 }
 
 /// What blocks attention has, for each key head.
 #[derive(Default)]
-struct Plan {
+struct Shares {
     work: Vec<Work>,
     merges: Vec<Merge>,
     slots: usize,
 }
 
 /// Shares queries out to tiles, and where those are too few for `blocks`, a tile's keys to parts.
-fn share_out(spans: &[Span], heads: Heads, tile_rows: usize, blocks: usize) -> Plan {
+fn share_out(spans: &[Span], heads: Heads, tile_rows: usize, blocks: usize) -> Shares {
     let group = heads.query / heads.key_value;
     let tiles = |span: &Span| (span.rows as usize * group).div_ceil(tile_rows);
     let all = spans.iter().map(tiles).sum::<usize>() * heads.key_value;
-    let mut plan = Plan::default();
+    let mut plan = Shares::default();
     for (number, span) in spans.iter().enumerate() {
         for tile in 0..tiles(span) {
             let first = tile * tile_rows;
@@ -241,6 +403,48 @@ mod tests {
 
     fn span(rows: i32, position: i32) -> Span {
         Span { layer_stride: 0, row: 0, rows, position, segment: 0, table: 0, unused: 0 }
+    }
+
+    #[test]
+    fn heads_that_no_kernel_serves_are_refused() {
+        for (query, key_value, dim) in [(4, 2, 15), (4, 2, 258), (4, 3, 64), (4, 2, 0)] {
+            let error = check_heads(Heads { query, key_value, dim }).unwrap_err();
+            assert_eq!(error.status(), Status::Unsupported);
+        }
+        for (query, key_value, dim) in [(4, 2, 2), (40, 8, 128), (6, 6, 256)] {
+            check_heads(Heads { query, key_value, dim }).unwrap();
+        }
+    }
+
+    #[test]
+    fn work_of_any_texts_finds_room_where_it_is_recorded() {
+        let mut random = 1u32;
+        let mut below = |most: usize| {
+            random = random.wrapping_mul(1664525).wrapping_add(1013904223);
+            (random >> 8) as usize % most
+        };
+        for (query, key_value) in [(6, 2), (32, 8), (16, 8), (5, 1), (40, 8)] {
+            let heads = Heads { query, key_value, dim: 64 };
+            for rows in TIERS {
+                for tile_rows in [TILE_ROWS, PLAIN_ROWS] {
+                    for _ in 0..50 {
+                        let (mut left, mut spans) = (rows, vec![]);
+                        let most = [1, 3, rows][below(3)];
+                        while left > 0 {
+                            let count = (1 + below(most)).min(left);
+                            spans.push(span(count as i32, below(5000) as i32));
+                            left -= count;
+                        }
+                        let blocks = [8, 264, 1][below(3)];
+                        let shares = share_out(&spans, heads, tile_rows, blocks);
+                        let room = Room::of(rows, blocks, heads, tile_rows);
+                        assert!(shares.work.len() <= room.work);
+                        assert!(shares.merges.len() <= room.merges);
+                        assert!(shares.slots <= room.slots);
+                    }
+                }
+            }
+        }
     }
 
     /// Every query is held against every key that it sees, once.

@@ -9,12 +9,14 @@ template <class T> __device__ void rotate(const RotateParams &p) {
     // The same for the whole warp.
     if (index >= p.rows * all) return;
     const int row = index / all, head = index % all, lane = threadIdx.x % WARP;
+    const int number = p.places.row_spans[row];
+    if (number < 0) return;
     T *from = static_cast<T *>(p.qkv) + (size_t(row) * all + head) * heads.dim;
     T *to = from;
     const bool is_query = head < heads.query;
     const bool is_value = head >= heads.query + heads.key_value;
     if (!is_query) {
-        const Span span = p.places.spans[p.places.row_spans[row]];
+        const Span span = p.places.spans[number];
         const int token = span.position + row - span.row;
         const int at = (head - heads.query) % heads.key_value;
         to = page_head<T>(p.places, span, token, p.layer, is_value, at, heads) +

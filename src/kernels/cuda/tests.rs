@@ -1,18 +1,19 @@
 //! The kernels against their twins, and the twins against candle's operations: on the emulated GPU,
 //! and on a real one where there is one.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 use half::bf16;
 
-use super::emulated::Emulated;
+use super::emulated::Emulation;
 use super::twin::{self, Text};
-use super::{Element, Gpu, Memory, NO_ROWS, Norms, Pages, Part, Places, Reading, Shape};
-use crate::error::Status;
+use super::{
+    Chunk, Columns, Element, Gpu, Graphs, Memory, Norms, Pages, Part, Places, Read, Reading, Shape,
+};
+use crate::error::{Error, Result, Status};
 use crate::kernels::kv::{KvShape, Meter, PAGE_TOKENS, Tensors};
 use crate::kernels::{Heads, Kv, Span, composed};
-
-/// Bytes of an emulated GPU.
-const CAPACITY: usize = 1 << 28;
 
 /// Heads of models that tensor cores serve, and of others.
 const HEADS: [Heads; 5] = [
@@ -25,7 +26,9 @@ const HEADS: [Heads; 5] = [
 
 /// Emulated GPUs whose threads run in either order, or the real one.
 fn gpus(element: Element) -> Vec<Gpu> {
-    [true, false].map(|ascending| Emulated::gpu(element, ascending, CAPACITY)).into()
+    [true, false]
+        .map(|ascending| Emulation { ascending, ..Emulation::default() }.gpu(element))
+        .into()
 }
 
 /// Numbers that repeat from run to run.
@@ -109,10 +112,13 @@ fn rows_equal_their_twins() {
                 let (gx, gy, gw) = (on_gpu(&x), on_gpu(&y), gpu.upload(&weight).unwrap());
 
                 let tokens: Vec<u32> = (0..9).map(|i| i * 7 % rows as u32).collect();
-                let ours = gpu.embed(&gx, shape, &tokens).unwrap();
+                let places = of_tokens(&gpu, &tokens, rows).unwrap();
+                let (ours, _) = gpu.embed(&gx, shape, &places).unwrap();
                 let expected = twin::embed(&x, width, &tokens);
                 assert_eq!(download(&ours, 9 * width), expected, "{what}");
-                assert!(gpu.embed(&gx, shape, &[rows as u32]).is_err());
+                assert!(of_tokens(&gpu, &[rows as u32], rows).is_err());
+                let places = of_tokens(&gpu, &[0], rows + 1).unwrap();
+                assert!(gpu.embed(&gx, shape, &places).is_err());
 
                 let ours = gpu.norm(&gx, None, &gw, shape, 1e-5).unwrap();
                 let expected = twin::norm(&mut x, None, &weight, 1e-5, round);
@@ -138,10 +144,58 @@ fn rows_equal_their_twins() {
     }
 }
 
+/// What is recorded is done once a run, with what lies in memory by then.
+#[test]
+fn launches_are_recorded_once_and_replayed() {
+    let shape = Shape { rows: 1, width: 8 };
+    let run = |graphs: &Graphs, fails: &[usize]| -> (Vec<f32>, usize) {
+        let gpu = graphs.gpu();
+        let sum = upload(gpu, &[0.0; 8]);
+        let mut calls = 0;
+        for run in 1..=3 {
+            let inputs = [run as f32; 8];
+            let mut launches = |memory: &Arc<Memory>| {
+                calls += 1;
+                // Lent again and again, and of no use.
+                drop(memory.gpu().lend(100)?);
+                if fails.contains(&calls) {
+                    return Err(Error::new(Status::OutOfMemory, "planted"));
+                }
+                memory.gpu().add(&sum, memory, shape, 1)
+            };
+            // SAFETY: the sum stays.
+            unsafe { graphs.run(16, 64, bytemuck::bytes_of(&inputs), &mut launches).unwrap() };
+        }
+        (download(&sum, 8), calls)
+    };
+    let with = |has_graphs| {
+        Graphs::new(&Emulation { has_graphs, ..Emulation::default() }.gpu(Element::F32))
+    };
+    // A rehearsal and a recording.
+    assert_eq!(run(&with(true), &[]), (vec![6.0; 8], 2));
+    // Where one fails for want of memory, another one of each.
+    assert_eq!(run(&with(true), &[1]), (vec![6.0; 8], 3));
+    assert_eq!(run(&with(true), &[2]), (vec![6.0; 8], 4));
+    // Without a recording: each time.
+    assert_eq!(run(&with(true), &[1, 2]), (vec![6.0; 8], 5));
+    assert_eq!(run(&with(true), &[2, 4]), (vec![6.0; 8], 7));
+    assert_eq!(run(&with(false), &[]), (vec![6.0; 8], 4));
+}
+
+/// Places of rows that attend to nothing.
+fn of_tokens(gpu: &Gpu, tokens: &[u32], vocabulary: usize) -> Result<Places> {
+    let heads = Heads { query: 1, key_value: 1, dim: 2 };
+    let mut pages = Pages::of_keys(gpu, KvShape { layers: 1, heads }, &Meter::default());
+    pages.reserve(0, tokens.len())?;
+    let parts = &[Part { rows: 0..tokens.len(), position: 0, segment: 0, pages: &pages }];
+    let zeros = &vec![0.0; tokens.len()][..];
+    Places::new(gpu, &Chunk { parts, tokens, vocabulary, rotations: (zeros, zeros), heads })
+}
+
 #[test]
 fn a_product_has_the_shapes_that_it_is_asked_for() {
     for element in ELEMENTS {
-        let gpu = Emulated::gpu(element, true, CAPACITY);
+        let gpu = Emulation::default().gpu(element);
         let shape = Shape { rows: 2, width: 3 };
         let x = upload(&gpu, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         let weight = upload(&gpu, &[1.0, 0.0, 0.0, 0.0, 1.0, 1.0]);
@@ -178,7 +232,7 @@ fn compare_attention(gpu: &Gpu, (texts, layers): &Case, heads: Heads, with_norms
         let mut pages = Vec::new();
         let mut twins = Vec::new();
         for &(known, new) in texts {
-            let mut ours = Pages::new(gpu, shape, &meter);
+            let mut ours = Pages::of_keys(gpu, shape, &meter);
             ours.reserve(0, known + new).unwrap();
             let numbers = shape.width() * layers * PAGE_TOKENS;
             let blank = vec![vec![f32::NAN; numbers]; ours.pages().len()];
@@ -210,7 +264,10 @@ fn compare_attention(gpu: &Gpu, (texts, layers): &Case, heads: Heads, with_norms
             let (query, key) = weights.split_at(heads.dim);
             let on_gpu = [query, key].map(|weight| gpu.upload(weight).unwrap());
             let norms = with_norms.then(|| Norms { query: &on_gpu[0], key: &on_gpu[1], eps: 1e-6 });
-            let places = Places::new(gpu, &parts, (&cos, &sin), heads).unwrap();
+            let tokens = &vec![0; row][..];
+            let rotations = (&cos[..], &sin[..]);
+            let chunk = Chunk { parts: &parts, tokens, vocabulary: 1, rotations, heads };
+            let places = Places::new(gpu, &chunk).unwrap();
             let rows = upload(gpu, &qkv);
             gpu.rotate(&rows, &places, layer, norms).unwrap();
             let norms = with_norms.then_some((query, key, 1e-6));
@@ -234,7 +291,7 @@ fn compare_attention(gpu: &Gpu, (texts, layers): &Case, heads: Heads, with_norms
             if first {
                 continue;
             }
-            let ours = gpu.attention(&rows, &places, layer).unwrap();
+            let (ours, _) = gpu.attention(&rows, &places, layer).unwrap();
             let ours = download(&ours, row * heads.query * heads.dim);
             let twin = twin::attention(&qkv, &twins, layer, heads, round);
             let most = match element {
@@ -271,74 +328,79 @@ fn neurons_are_gathered_or_summed_text_by_text() {
             for (width, count) in [(5, 3), (40, 33), (300, 129)] {
                 let mut random = Random(width as u64);
                 let meter = Meter::default();
-                // Texts 0 and 2 keep their tokens' neurons, from token 0 on and from 4 on.
-                let texts = [(0, 3), (7, 20), (4, 17), (0, 1)];
-                let rows: usize = texts.iter().map(|(_, rows)| rows).sum();
-                let states = random.numbers(rows * width, element);
                 let columns: Vec<u32> = (0..count).map(|i| (i * 2 % width) as u32).collect();
                 let (features, start) = (count + 4, 3);
-                let pages = texts.map(|(position, rows)| {
-                    let mut pages = Pages::new(&gpu, KvShape { layers: 1, heads }, &meter);
-                    pages.reserve(0, position + rows).unwrap();
-                    pages
-                });
-                let mut parts = Vec::new();
-                let mut row = 0;
-                for (i, &(position, count)) in texts.iter().enumerate() {
-                    let rows = row..row + count;
-                    row = rows.end;
-                    parts.push(Part { rows, position, segment: i, pages: &pages[i] });
+                // Texts 0 and 2 keep their tokens' neurons, text 2 from a chunk before; of it the
+                // sums of its first 18 tokens are asked for, and then each token's numbers.
+                let chunks: [&[(usize, usize, usize)]; 2] =
+                    [&[(2, 0, 4), (3, 0, 1)], &[(0, 0, 3), (1, 7, 20), (2, 4, 17), (3, 1, 2)]];
+                let lengths = [3, 27, 21, 3];
+                let (mut keys, mut kept) = (vec![], vec![]);
+                for tokens in lengths {
+                    let mut pages = Pages::of_keys(&gpu, KvShape { layers: 1, heads }, &meter);
+                    pages.reserve(0, tokens).unwrap();
+                    keys.push(pages);
+                    let mut pages = Pages::of_neurons(&gpu, features, &meter);
+                    pages.reserve(0, tokens).unwrap();
+                    kept.push(pages);
                 }
-                let rotations = vec![0.0; rows];
-                let places = Places::new(&gpu, &parts, (&rotations, &rotations), heads).unwrap();
-                // Text 2's rows stand after text 0's three; its first token is 4.
-                let first_rows = gpu.upload(&[0i64, NO_ROWS, 3 - 4, NO_ROWS]).unwrap();
-                let gathered = upload_f32(&gpu, 20 * features);
-                let sums = gpu.zeros(4 * features * 8).unwrap();
-                let reading = Reading {
-                    columns: &gpu.upload(&columns).unwrap(),
-                    count,
-                    features,
-                    start,
-                    first_rows: &first_rows,
-                    rows: &gathered,
-                    sums: &sums,
+                let read = |text: usize, summed: usize| Read {
+                    pages: matches!(text, 0 | 2).then_some(&kept[text]),
+                    summed,
+                    rows: summed..lengths[text],
                 };
-                let on_gpu = upload(&gpu, &states);
-                // Sums go on from chunk to chunk.
-                for _ in 0..2 {
-                    gpu.read_columns(&on_gpu, width, &places, &reading).unwrap();
+                let texts = [read(0, 3), read(1, 27), read(2, 18), read(3, 3)];
+                let reading = Reading::new(&gpu, &texts, features, None).unwrap();
+                let chosen = Columns::new(&gpu, &columns, start).unwrap();
+                // What the model gives: a row for each token that runs.
+                let mut expected = lengths.map(|_| vec![]);
+                for chunk in chunks {
+                    let mut parts = Vec::new();
+                    let mut row = 0;
+                    for &(text, position, count) in chunk {
+                        let rows = row..row + count;
+                        row = rows.end;
+                        parts.push(Part { rows, position, segment: text, pages: &keys[text] });
+                    }
+                    let states = random.numbers(row * width, element);
+                    let rotations = &vec![0.0; row][..];
+                    let tokens = &vec![0; row][..];
+                    let rotations = (rotations, rotations);
+                    let chunk_of = Chunk { parts: &parts, tokens, vocabulary: 1, rotations, heads };
+                    let places = Places::new(&gpu, &chunk_of).unwrap();
+                    let on_gpu = upload(&gpu, &states);
+                    reading.observe(&on_gpu, width, &places, &chosen).unwrap();
+                    for part in &parts {
+                        for row in part.rows.clone() {
+                            let row = &states[row * width..][..width];
+                            expected[part.segment].push(row.to_vec());
+                        }
+                    }
                 }
-                let mut ours = vec![0f32; 20 * features];
-                gathered.read(&mut ours).unwrap();
-                let kept = parts[0].rows.clone().chain(parts[2].rows.clone());
-                for (ours, row) in ours.chunks_exact(features).zip(kept) {
-                    let of = |c: &u32| states[row * width + *c as usize];
-                    let expected: Vec<f32> = columns.iter().map(of).collect();
-                    assert_eq!(&ours[start..start + count], &expected[..]);
-                    assert!(ours[..start].iter().chain(&ours[start + count..]).all(|x| *x == 7.0));
+                // The features that no column is read for are another layer's: here nobody's.
+                let results = reading.finish().unwrap();
+                let of = |row: &[f32], f: usize| -> f32 {
+                    let column = f.checked_sub(start).and_then(|c| columns.get(c));
+                    column.map_or(0.0, |&c| row[c as usize])
+                };
+                let is_read = |f: usize| (start..start + count).contains(&f);
+                for (text, rows) in expected.iter().enumerate() {
+                    let summed = texts[text].summed.min(rows.len());
+                    for f in (0..features).filter(|&f| is_read(f)) {
+                        let sum: f64 = rows[..summed].iter().map(|r| f64::from(of(r, f))).sum();
+                        let ours = results.sums[text * features + f];
+                        assert!((ours - sum).abs() < 1e-9, "text {text}, {f}: {ours}, not {sum}");
+                    }
                 }
-                let mut ours = vec![0f64; 4 * features];
-                sums.read(&mut ours).unwrap();
-                for (i, part) in parts.iter().enumerate() {
-                    for f in 0..features {
-                        let column = f.checked_sub(start).and_then(|c| columns.get(c));
-                        let is_summed = matches!(i, 1 | 3);
-                        let expected: f64 = column.filter(|_| is_summed).map_or(0.0, |&c| {
-                            let rows = part.rows.clone();
-                            let of = |row| f64::from(states[row * width + c as usize]);
-                            2.0 * rows.map(of).sum::<f64>()
-                        });
-                        assert!((ours[i * features + f] - expected).abs() < 1e-9, "{i} {f}");
+                assert_eq!(results.rows.len(), 3 * features);
+                for (ours, row) in results.rows.chunks_exact(features).zip(&expected[2][18..]) {
+                    for f in (0..features).filter(|&f| is_read(f)) {
+                        assert_eq!(ours[f], of(row, f));
                     }
                 }
             }
         }
     }
-}
-
-fn upload_f32(gpu: &Gpu, count: usize) -> Memory {
-    gpu.upload(&vec![7f32; count]).unwrap()
 }
 
 /// What is shared is copied before it is written, and what is given back is lent again.
@@ -347,9 +409,9 @@ fn pages_are_shared_until_one_is_written() {
     let heads = Heads { query: 2, key_value: 1, dim: 64 };
     let shape = KvShape { layers: 2, heads };
     let page_bytes = shape.width() * 2 * PAGE_TOKENS * 2;
-    let gpu = Emulated::gpu(Element::Bf16, true, CAPACITY);
+    let gpu = Emulation::default().gpu(Element::Bf16);
     let meter = Meter::default();
-    let mut pages = Pages::new(&gpu, shape, &meter);
+    let mut pages = Pages::of_keys(&gpu, shape, &meter);
     pages.reserve(0, 40).unwrap();
     assert_eq!(meter.bytes(), 3 * page_bytes);
     let addresses = |pages: &Pages| -> Vec<u64> {
@@ -366,14 +428,14 @@ fn pages_are_shared_until_one_is_written() {
     let given_back = addresses(&copy)[1];
     drop(copy);
     assert_eq!(meter.bytes(), 3 * page_bytes);
-    let mut other = Pages::new(&gpu, shape, &meter);
+    let mut other = Pages::of_keys(&gpu, shape, &meter);
     other.reserve(0, 1).unwrap();
     assert_eq!(addresses(&other), [given_back]);
 }
 
 #[test]
 fn a_full_gpu_says_so_after_it_has_given_back_what_lies_ready() {
-    let gpu = Emulated::gpu(Element::F32, true, 1000);
+    let gpu = Emulation { capacity: 1000, ..Emulation::default() }.gpu(Element::F32);
     drop(gpu.lend(600).unwrap());
     // The 600 bytes lie ready, and are of no use for these.
     let held = gpu.lend(700).unwrap();

@@ -217,7 +217,8 @@ static const Kernel kernels[] = {
     KERNELS(embed, EmbedParams),         KERNELS(norm, NormParams),
     KERNELS(add, AddParams),             KERNELS(gate, GateParams),
     KERNELS(rotate, RotateParams),       KERNELS(gather, GatherParams),
-    KERNELS(sum, GatherParams),          KERNELS(attention, AttentionParams),
+    KERNELS(sum, GatherParams),          KERNELS(sum_pages, Reading),
+    KERNELS(attention, AttentionParams),
     KERNEL(attention_64, AttentionParams), KERNEL(attention_128, AttentionParams),
     KERNELS(merge, MergeParams),
 };

@@ -1,0 +1,113 @@
+//! What a GPU computes is held against the CPU before a guard opens on it: a kernel that is wrong there
+//! gives an error, and never a score.
+
+use std::ops::Range;
+
+use crate::artifact::SelectedLayer;
+use crate::backbone::{Decoder, Observed, Pass, Plan, Segment, Site};
+use crate::error::{Error, Result};
+use crate::kernels::{Backend, Meter, Precision};
+use crate::readout::{Part, Reading, Readings, Selection};
+
+/// Tokens that run: more than run at once.
+pub(super) const TOKENS: usize = 144;
+/// Parts of them that run as texts: which, and from which token of it on each beginning's mean is compared;
+/// none for the whole one's alone. So each way of running and of reading is taken.
+const TEXTS: [(Range<usize>, Option<usize>); 3] =
+    [(0..TOKENS, Some(0)), (0..100, None), (20..35, Some(7))];
+/// How far states may be from the CPU's in f32, in relation to their length, on the average: a few times what
+/// rounding does, and a fraction of what a mistake does.
+const MOST_F32: f64 = 1e-3;
+const MOST_BF16: f64 = 0.03;
+/// How many times that one of them may be.
+const WORST: f64 = 8.0;
+
+/// Runs parts of `tokens` through the plan's first block, there and on the CPU in f32, and compares the
+/// means of its states.
+///
+/// # Errors
+/// `Internal` where they differ by more than rounding; those of loading and running.
+pub(super) fn first_block(plan: &Plan<'_>, tokens: &[u32]) -> Result<()> {
+    let part =
+        |range: Range<usize>| &tokens[range.start.min(tokens.len())..range.end.min(tokens.len())];
+    let texts = TEXTS.map(|(range, running_from)| (part(range), running_from));
+    let texts: Vec<_> = texts.into_iter().filter(|(tokens, _)| !tokens.is_empty()).collect();
+    let hidden = plan.config.hidden_size;
+    let observed = Observed { site: Site::Residual, layers: vec![0] };
+    let run = |backend: &Backend, precision| -> Result<Vec<Vec<f32>>> {
+        let plan = Plan { observed: &observed, backend, precision, ..*plan };
+        let decoder = Decoder::load(&plan, None)?;
+        let layer = SelectedLayer { index: 0, neurons: (0..hidden).collect(), weight: 1.0 };
+        let selection = Selection::new(vec![layer], backend)?;
+        texts.iter().map(|(tokens, from)| means(&decoder, &selection, tokens, *from)).collect()
+    };
+    let ours = run(plan.backend, plan.precision)?;
+    let plain = run(&Backend::Cpu, Precision::F32)?;
+    let most = match plan.precision {
+        Precision::F32 => MOST_F32,
+        Precision::Bf16 | Precision::Int8 => MOST_BF16,
+    };
+    let mut apart = vec![];
+    for ((ours, plain), (tokens, _)) in ours.iter().zip(&plain).zip(&texts) {
+        let [ours, plain] = [ours, plain].map(|means| states(means, hidden, tokens.len()));
+        apart.extend(ours.zip(plain).map(|(a, b)| distance(&a, &b)));
+    }
+    let mean = apart.iter().sum::<f64>() / apart.len().max(1) as f64;
+    let worst = apart.iter().copied().fold(0.0, f64::max);
+    // What is not a number is as far apart as can be.
+    if mean.is_finite() && mean <= most && worst <= WORST * most {
+        return Ok(());
+    }
+    Err(Error::internal(format!(
+        "the GPU's first block is {mean:.1e} from the CPU's, {worst:.1e} at the most, expected up to {most:.0e} \
+         and {:.0e}: its scores would be wrong",
+        WORST * most
+    )))
+}
+
+/// What each of the means over a text's last beginnings adds to the sum of the one before it.
+fn states(means: &[f32], hidden: usize, tokens: usize) -> impl Iterator<Item = Vec<f64>> + '_ {
+    let means = means.chunks_exact(hidden);
+    let first = tokens - means.len();
+    let sums = means.zip(first + 1..).map(|(mean, tokens)| {
+        mean.iter().map(|x| f64::from(*x) * tokens as f64).collect::<Vec<_>>()
+    });
+    sums.scan(vec![0.0; hidden], |before, sum| {
+        let state = sum.iter().zip(&*before).map(|(sum, before)| sum - before).collect();
+        *before = sum;
+        Some(state)
+    })
+}
+
+/// The length of `a - b` in relation to that of `b`.
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    let length = |squares: f64| squares.sqrt();
+    let apart = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
+    length(apart) / length(b.iter().map(|b| b * b).sum())
+}
+
+/// The means of the first block's states over a text and its beginnings, `[means, hidden_size]`.
+fn means(
+    decoder: &Decoder,
+    selection: &Selection,
+    tokens: &[u32],
+    running_from: Option<usize>,
+) -> Result<Vec<f32>> {
+    let meter = Meter::default();
+    let text = Reading::new(selection, None, false, running_from, &meter);
+    let mut readings = Readings::new(vec![text]);
+    let mut pass = Pass::new(decoder, vec![Segment::new(decoder, tokens.into(), false, &meter)]);
+    let lengths = || std::iter::once(tokens.len());
+    readings.reserve(selection, lengths(), pass.is_at_once())?;
+    while !pass.advance(decoder, |_| true, &mut |layer, states, parts, places| {
+        readings.observe(selection, layer, states, parts.iter().map(Part::from), places)
+    })? {}
+    readings.complete(selection, lengths())?;
+    let mut means = vec![];
+    for mut text in readings.into_texts() {
+        let last = tokens.len() - 1;
+        let first = running_from.map_or(last, |from| from.min(last));
+        text.add_features(selection, first..tokens.len(), &mut means)?;
+    }
+    Ok(means)
+}
