@@ -2,8 +2,11 @@
 //! so only tests use them so far; `docs/architecture.md` has the map.
 #![allow(unsafe_code)] // Launches, and copies from and to the GPU's memory.
 
+#[cfg(feature = "cuda")]
+pub(crate) mod driver;
 mod emulated;
 mod gpu;
+mod names;
 mod ops;
 mod pages;
 mod params;
