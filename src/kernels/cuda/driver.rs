@@ -295,7 +295,19 @@ impl Driver for Real {
         let mut address = 0;
         // SAFETY: a place to write to. Every address is a multiple of 256.
         done("cuMemAlloc", unsafe { cu::cuMemAlloc_v2(&mut address, bytes) })?;
+        #[cfg(test)]
+        self.lent_again(address, bytes);
         Ok(address)
+    }
+
+    /// In tests NaN, in f32, f64 and bf16, as on the emulator: what reads memory that nobody has
+    /// written, or writes what it should not, shows.
+    #[cfg(test)]
+    fn lent_again(&self, address: u64, bytes: usize) {
+        let _bound = self.bound().unwrap();
+        // SAFETY: it was allocated here, with as many bytes.
+        let filled = unsafe { cu::cuMemsetD8Async(address, 0xff, bytes, self.stream) };
+        done("cuMemsetD8Async", filled).unwrap();
     }
 
     unsafe fn free(&self, address: u64) {
