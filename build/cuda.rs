@@ -32,14 +32,19 @@ pub fn build(out: &Path) {
     stand_ins(out);
 }
 
-/// Compiles each `NAME.cu` of the kernels to `cuda/NAME.fatbin`.
+/// Compiles each `NAME.cu` of the kernels to `cuda/NAME.fatbin`, and lists them for
+/// `src/kernels/cuda/driver.rs` in `cuda/images.rs`.
 fn kernels(out: &Path) {
     println!("cargo:rerun-if-changed={KERNELS}");
     let out = out.join("cuda");
     std::fs::create_dir_all(&out).expect("OUT_DIR can be written to");
-    let Ok(files) = std::fs::read_dir(KERNELS) else { return };
-    let sources = files.map(|file| file.expect("a directory can be read").path());
-    for source in sources.filter(|path| path.extension().is_some_and(|e| e == "cu")) {
+    let files = std::fs::read_dir(KERNELS).expect("the kernels' directory can be read");
+    let files = files.map(|file| file.expect("a directory can be read").path());
+    let mut sources: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|e| e == "cu")).collect();
+    sources.sort();
+    let mut images = String::new();
+    for source in sources {
         let name = source.file_stem().expect("a .cu file has a name");
         let fatbin = out.join(name).with_extension("fatbin");
         let mut nvcc = Command::new(nvcc());
@@ -47,7 +52,10 @@ fn kernels(out: &Path) {
         let status = nvcc.arg("-o").arg(&fatbin).arg(&source).status();
         let status = status.unwrap_or_else(|e| panic!("nvcc ({nvcc:?}): {e}"));
         assert!(status.success(), "nvcc could not compile {}", source.display());
+        images += &format!("    ({name:?}, &Aligned(*include_bytes!({fatbin:?}))),\n");
     }
+    let list = format!("&[\n{images}]\n");
+    std::fs::write(out.join("images.rs"), list).expect("OUT_DIR can be written to");
 }
 
 /// Fills a folder that the linker looks into first: under the names of the CUDA libraries static

@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
 # Builds the library with the feature `cuda`, on a machine that needs no GPU and no CUDA toolkit:
-#   scripts/cuda-build.sh [CARGO OPTION ...]
+#   scripts/cuda-build.sh [--tests] [CARGO OPTION ...]
 #
 # The toolkit comes from NVIDIA's Python packages, into a virtual environment below the build
 # directory. The result is BUILD/cuda/release/libsiren.so, where BUILD is CARGO_TARGET_DIR or
-# target: one file for machines with and without a GPU. tests/cuda/check.sh checks it at the end.
-# Exit status 77: the toolkit cannot be had.
+# target: one file for machines with and without a GPU. With --tests it is also
+# BUILD/cuda/release/siren-gpu-tests, the tests of the kernels on a GPU, which need no Rust there.
+# tests/cuda/check.sh checks both at the end. Exit status 77: the toolkit cannot be had.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+with_tests=
+if [ "${1-}" = --tests ]; then
+    with_tests=1 && shift
+fi
 build=${CARGO_TARGET_DIR:-$PWD/target}/cuda
 venv=$build/toolkit
 if [ ! -x "$venv/bin/pip" ]; then
@@ -28,5 +33,12 @@ export CUDA_COMPUTE_CAP=80
 export CARGO_TARGET_DIR=$build
 
 cargo build --release --package libsiren --lib --features cuda "$@"
-tests/cuda/check.sh "$build/release/libsiren.so"
-ls -l "$build/release/libsiren.so"
+tests=
+if [ -n "$with_tests" ]; then
+    tests=$build/release/siren-gpu-tests
+    said=$(cargo test --release --no-run --package libsiren --lib --features cuda "$@" 2>&1) ||
+        { echo "$said" >&2 && exit 1; }
+    cp "$(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' <<<"$said")" "$tests"
+fi
+tests/cuda/check.sh "$build/release/libsiren.so" $tests
+ls -l "$build/release/libsiren.so" $tests

@@ -8,8 +8,11 @@
 #   miri     the modules that Miri can run: JSON, cleaning, word boundaries, windows, configuration,
 #            queue, callbacks, handles
 #   soak     the load program: 64 callers and 256 streams for SOAK_SECONDS (600)
-#   cuda     --features cuda compiles and links, without a GPU, and what it makes loads and scores
-#            without CUDA and says what is missing (scripts/cuda-build.sh)
+#   kernels  the GPU's kernels on the emulator under AddressSanitizer and UBSan: every buffer of the
+#            GPU, and a block's shared memory, is an allocation of the size that was asked for
+#   cuda     --features cuda compiles and links, without a GPU; what it makes loads and scores without
+#            CUDA and says what is missing, and its GPU tests pass on an emulated driver
+#            (scripts/cuda-build.sh)
 #   bulk     100,000 texts through the Python binding on Ray and on Spark, with workers and drivers killed
 #   fuzz     every fuzz target, FUZZ_SECONDS (1800) in all
 #
@@ -26,11 +29,11 @@ while [ $# -gt 0 ]; do
     case $1 in
     --fuzz-seconds) fuzz_seconds=$2 && shift 2 ;;
     --soak-seconds) soak_seconds=$2 && shift 2 ;;
-    tsan | aarch64 | miri | soak | cuda | bulk | fuzz) steps+=("$1") && shift ;;
-    *) sed -n '2,18p' "$0" && exit 2 ;;
+    tsan | aarch64 | miri | soak | kernels | cuda | bulk | fuzz) steps+=("$1") && shift ;;
+    *) sed -n '2,21p' "$0" && exit 2 ;;
     esac
 done
-[ ${#steps[@]} -gt 0 ] || steps=(tsan aarch64 miri soak cuda bulk fuzz)
+[ ${#steps[@]} -gt 0 ] || steps=(tsan aarch64 miri soak kernels cuda bulk fuzz)
 
 build=${CARGO_TARGET_DIR:-$PWD/target}/full-tier
 host=$(rustc -vV | sed -n 's/^host: //p')
@@ -96,9 +99,23 @@ soak() {
     make soak SOAK_SECONDS="$soak_seconds"
 }
 
+# The test program itself is not instrumented: the sanitizer's library comes first, so that the
+# program's allocations are watched too.
+kernels() {
+    local runtime
+    runtime=$("${CXX:-c++}" -print-file-name=libasan.so)
+    [ -e "$runtime" ] || skip "the C++ compiler has no AddressSanitizer"
+    local host_name=${host^^}
+    export "CARGO_TARGET_${host_name//-/_}_RUNNER=env LD_PRELOAD=$runtime"
+    export SIREN_EMULATOR_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all"
+    # What the tests and the compiler that they call leave to the end of the process is no leak.
+    export ASAN_OPTIONS=detect_leaks=0 CARGO_TARGET_DIR=$build/kernels
+    cargo test --no-default-features --package libsiren --lib kernels::cuda::
+}
+
 cuda() {
     local status=0
-    CARGO_TARGET_DIR=$build scripts/cuda-build.sh || status=$?
+    CARGO_TARGET_DIR=$build scripts/cuda-build.sh --tests || status=$?
     [ $status -ne 77 ] || skip "the CUDA toolkit's packages cannot be had"
     return $status
 }

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Parity, times and a profile of the built library on a GPU, as JSON.
 
-    python run.py bundle OUT --library libsiren.so    the folder to carry to the GPU machine
+    python run.py bundle OUT --library libsiren.so [--tests siren-gpu-tests]
+                                                      the folder to carry to the GPU machine
+    python run.py test                                the kernels' tests, there
     python run.py run --out RESULT.json [--devices cuda,candle-cuda] [--shapes qwen3-0.6b,qwen3-4b]
 
 Own kernels (`cuda`) and candle's operations (`candle-cuda`) are measured one after the other.
@@ -13,8 +15,10 @@ but the GPU can be rehearsed: `--devices cpu-as-gpu --shapes tiny --seconds 5`.
 
 import argparse
 import importlib
+import importlib.util
 import itertools
 import json
+import lzma
 import os
 import platform
 import shutil
@@ -29,6 +33,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests/parity/fixtures"
+TESTS = ROOT / "lib/siren-gpu-tests.xz"
 MOST_BYTES = 64_000_000
 TOLERANCE = 1e-4
 LENGTHS = [32, 128, 512]
@@ -60,6 +65,9 @@ def bundle(args):
             shutil.copy(source, target)
     (out / "lib").mkdir(exist_ok=True)
     shutil.copy(args.library, out / "lib/libsiren.so")
+    if args.tests:
+        packed = out / TESTS.relative_to(ROOT)
+        packed.write_bytes(lzma.compress(args.tests.read_bytes()))
     asked = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target",
              str(out / "reference"), "llm-siren==0.2.0"]
     if subprocess.run(asked, check=False).returncode:
@@ -72,6 +80,20 @@ def bundle(args):
 
 def small_fixtures():
     return sorted(path.parent.parent for path in FIXTURES.glob("*/backbone/tokenizer.json"))
+
+
+def test(_args):
+    """The kernels against their twins, on GPU 0: a machine without one fails."""
+    with tempfile.TemporaryDirectory() as place:
+        program = Path(place) / TESTS.stem
+        program.write_bytes(lzma.decompress(TESTS.read_bytes()))
+        program.chmod(0o755)
+        # The CUDA libraries of Python's packages, where there are some, are on nobody's path.
+        nvidia = importlib.util.find_spec("nvidia")
+        folders = [f"{each}/cu13/lib" for each in (nvidia.submodule_search_locations if nvidia else [])]
+        path = ":".join(folders + [os.environ.get("LD_LIBRARY_PATH", "")])
+        settings = os.environ | {"SIREN_REQUIRE_GPU": "1", "LD_LIBRARY_PATH": path}
+        return subprocess.run([program, "real_gpu::"], check=False, env=settings).returncode
 
 
 # --- the two sides ------------------------------------------------------------------------------
@@ -378,7 +400,10 @@ def main():
     carry = commands.add_parser("bundle")
     carry.add_argument("out", type=Path)
     carry.add_argument("--library", type=Path, required=True)
+    carry.add_argument("--tests", type=Path, help="what scripts/cuda-build.sh --tests has made")
     carry.set_defaults(call=bundle)
+    tests = commands.add_parser("test")
+    tests.set_defaults(call=test)
     measure = commands.add_parser("run")
     measure.add_argument("--out", type=Path, required=True)
     measure.add_argument("--devices", type=lambda text: text.split(","), default="cuda,candle-cuda")

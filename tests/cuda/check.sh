@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # What holds of a library that was built with the feature `cuda`, on a machine without a GPU:
-#   tests/cuda/check.sh LIBRARY
+#   tests/cuda/check.sh LIBRARY [TESTS]
 # It needs no CUDA file and no C++ library to be loaded, hides all but siren_*, scores on the CPU,
 # and says what a GPU lacks: of the driver (there is none, or one that the test makes), the device,
-# the libraries.
+# the libraries. TESTS are the library's unit tests with the same feature: those that need a GPU are
+# skipped, and pass on a driver whose GPU is the CPU (emulated.cpp).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 library=$(realpath "$1")
+tests=${2:+$(realpath "$2")}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=0
@@ -86,5 +88,43 @@ fi
 # A driver that lacks a function is no crash either.
 expect $whole -- cuda 'unsupported: CUDA device 0: *CUDA_ERROR_NO_DEVICE*'
 expect $whole -- auto 'opened: *'
+
+# on_gpu WHAT STATUS SETTING... -- PATTERN...: how the tests end, and lines of what they say.
+on_gpu() {
+    local what=$1 expected=$2 settings=() said status=0
+    shift 2
+    while [ "$1" != -- ]; do
+        settings+=("$1") && shift
+    done
+    shift
+    said=$(env -u LD_LIBRARY_PATH "${settings[@]}" "$tests" real_gpu:: 2>&1) || status=$?
+    for pattern in "$@"; do
+        if [ $status -ne "$expected" ] || ! grep -q -e "$pattern" <<<"$said"; then
+            fail "tests, $what: status $status, expected $expected and '$pattern': $said"
+            return
+        fi
+        echo "tests, $what: $(grep -m1 -o -e "$pattern" <<<"$said")"
+    done
+}
+
+if [ -n "$tests" ]; then
+    mkdir "$work/emulated"
+    "${CXX:-c++}" -std=c++17 -O2 -Wall -Wextra -Werror -shared -fPIC tests/cuda/emulated.cpp \
+        -o "$work/emulated/libcuda.so.1"
+    for name in cublas.so.13 cublasLt.so.13 curand.so.10; do
+        ln -s libcuda.so.1 "$work/emulated/lib$name"
+    done
+    emulated=(LD_LIBRARY_PATH="$work/emulated" SIREN_REQUIRE_GPU=1)
+    if ! ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'; then
+        on_gpu 'no driver' 0 -- 'SKIPPED: no GPU: CUDA device 0: no driver: .*' '.* 0 failed'
+    fi
+    on_gpu 'the CPU as a GPU' 0 "${emulated[@]}" -- '.* 0 failed'
+    on_gpu 'a GPU that the kernels are not for' 101 "${emulated[@]}" FAKE_MODULE=209 -- \
+        "CUDA device 0: attention.cu: the driver's cuModuleLoadData failed (CUDA_ERROR_NO_BINARY_FOR_GPU, code 209)"
+    on_gpu 'a kernel that is not there' 101 "${emulated[@]}" FAKE_LACKS=gate_bf16 -- \
+        'CUDA device 0: the build lacks kernels: gate_bf16'
+    on_gpu 'a kernel that fails' 101 "${emulated[@]}" FAKE_FAULT=700 -- \
+        "the driver's cuStreamSynchronize failed (CUDA_ERROR_ILLEGAL_ADDRESS, code 700)"
+fi
 
 [ $failed -eq 0 ] && echo "ok"

@@ -11,7 +11,11 @@ use std::sync::{Mutex, OnceLock};
 use half::bf16;
 
 use super::gpu::{Driver, Element, Gpu, Graph, Grid, Product, Sizes};
+use super::names;
 use crate::error::{Error, Result, Status};
+
+/// What compiled code is checked with besides: options of the compiler, for `scripts/full-tier.sh`.
+const OPTIONS: &str = "SIREN_EMULATOR_CXXFLAGS";
 
 type Launch = unsafe extern "C" fn(
     *const c_char,
@@ -23,10 +27,31 @@ type Launch = unsafe extern "C" fn(
     bool,
 ) -> *const c_char;
 
+/// The kernels' library, of a process.
+struct Library(*mut c_void);
+
+// SAFETY: the loader's handles may be used on any thread.
+unsafe impl Send for Library {}
+// SAFETY: as above.
+unsafe impl Sync for Library {}
+
+impl Library {
+    fn symbol(&self, name: &str) -> *mut c_void {
+        let name = CString::new(name).unwrap();
+        // SAFETY: a library that stays loaded, and a C string.
+        unsafe { libc::dlsym(self.0, name.as_ptr()) }
+    }
+}
+
+/// Whether the kernels' source has a function of this very name.
+pub(super) fn exports(name: &str) -> bool {
+    !compiled().symbol(name).is_null()
+}
+
 /// The kernels, compiled once a process.
-fn compiled() -> Launch {
-    static COMPILED: OnceLock<Launch> = OnceLock::new();
-    *COMPILED.get_or_init(|| {
+fn compiled() -> &'static Library {
+    static COMPILED: OnceLock<Library> = OnceLock::new();
+    COMPILED.get_or_init(|| {
         let source =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels/cuda/emulate/emulate.cpp");
         let folder = tempfile::tempdir().unwrap();
@@ -43,18 +68,16 @@ fn compiled() -> Launch {
             "-shared",
             "-fPIC",
         ]);
+        command.args(std::env::var(OPTIONS).unwrap_or_default().split_whitespace());
         command.arg("-o").arg(&library).arg(&source);
         let status = command.status().unwrap_or_else(|e| panic!("a C++ compiler, {compiler}: {e}"));
         assert!(status.success(), "{command:?}");
         let path = CString::new(library.to_str().unwrap()).unwrap();
-        // SAFETY: it is this test's own library, which stays loaded; `emulate_launch` is of that
-        // type.
+        // SAFETY: it is this test's own library.
         unsafe {
             let handle = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
             assert!(!handle.is_null(), "{:?}", CStr::from_ptr(libc::dlerror()));
-            let symbol = libc::dlsym(handle, c"emulate_launch".as_ptr());
-            assert!(!symbol.is_null());
-            std::mem::transmute::<*mut c_void, Launch>(symbol)
+            Library(handle)
         }
     })
 }
@@ -81,8 +104,12 @@ impl Default for Emulation {
 impl Emulation {
     /// Every buffer and page is an allocation of its own size and begins as NaN.
     pub(crate) fn gpu(self, element: Element) -> Gpu {
+        let symbol = compiled().symbol("emulate_launch");
+        assert!(!symbol.is_null());
+        // SAFETY: `emulate_launch` is of that type.
+        let launch = unsafe { std::mem::transmute::<*mut c_void, Launch>(symbol) };
         let driver = Emulated {
-            launch: compiled(),
+            launch,
             emulation: self,
             allocated: Mutex::default(),
             recording: Mutex::default(),
@@ -202,6 +229,8 @@ impl Driver for Emulated {
         params: *const c_void,
         bytes: usize,
     ) -> Result<()> {
+        // A real GPU is opened with those alone.
+        assert!(names::all().any(|name| name == kernel), "{kernel} is not in names.rs");
         if self.is_without(kernel) {
             return Ok(());
         }

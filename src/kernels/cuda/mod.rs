@@ -1,12 +1,16 @@
 //! The decoder's operations on an NVIDIA GPU, by own kernels; `docs/architecture.md` has the map.
 #![allow(unsafe_code)] // Launches, and copies from and to the GPU's memory.
 
+#[cfg(feature = "cuda")]
+pub(crate) mod driver;
 #[cfg(test)]
 mod emulated;
 // Without a driver nothing makes one.
 #[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
 mod gpu;
 mod graphs;
+#[cfg(any(test, feature = "cuda"))]
+mod names;
 mod ops;
 mod pages;
 mod params;

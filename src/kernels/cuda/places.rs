@@ -14,7 +14,7 @@ use crate::kernels::Heads;
 use crate::kernels::kv::PAGE_TOKENS;
 
 /// Head dimensions that tensor cores serve.
-const TILED_DIMS: [usize; 2] = [64, 128];
+pub(super) const TILED_DIMS: [usize; 2] = [64, 128];
 /// As in `attention.cu`.
 const TILE_ROWS: usize = 64;
 const TILE_KEYS: usize = 64;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use half::bf16;
 
-use super::emulated::Emulation;
+use super::emulated::{self, Emulation};
+use super::names;
 use super::twin::{self, Text};
 use super::{
     Chunk, Columns, Element, Gpu, Graphs, Memory, Norms, Pages, Part, Places, Read, Reading, Shape,
@@ -24,12 +25,44 @@ const HEADS: [Heads; 5] = [
     Heads { query: 5, key_value: 1, dim: 256 },
 ];
 
-/// Emulated GPUs whose threads run in either order, or the real one.
-fn gpus(element: Element) -> Vec<Gpu> {
+/// What a test runs on.
+type Gpus = fn(Element) -> Vec<Gpu>;
+
+/// Whose threads run in either order.
+fn emulated_gpus(element: Element) -> Vec<Gpu> {
     [true, false]
         .map(|ascending| Emulation { ascending, ..Emulation::default() }.gpu(element))
         .into()
 }
+
+/// Tests that run on emulated GPUs, and, with the feature, on the machine's.
+macro_rules! on_gpus {
+    ($($test:ident),* $(,)?) => {
+        mod emulated_gpu {
+            $(#[test]
+            fn $test() {
+                super::$test(super::emulated_gpus);
+            })*
+        }
+
+        #[cfg(feature = "cuda")]
+        mod real_gpu {
+            $(#[test]
+            fn $test() {
+                super::$test(crate::kernels::cuda::driver::real_gpu::gpus);
+            })*
+        }
+    };
+}
+
+on_gpus!(
+    rows_equal_their_twins,
+    a_product_has_the_shapes_that_it_is_asked_for,
+    products_are_exact,
+    attention_over_pages_equals_its_twin,
+    neurons_are_gathered_or_summed_text_by_text,
+    pages_are_shared_until_one_is_written,
+);
 
 /// Numbers that repeat from run to run.
 struct Random(u64);
@@ -96,8 +129,7 @@ fn close(ours: &[f32], twin: &[f32], element: Element, what: &str) {
 
 const ELEMENTS: [Element; 2] = [Element::F32, Element::Bf16];
 
-#[test]
-fn rows_equal_their_twins() {
+fn rows_equal_their_twins(gpus: Gpus) {
     for element in ELEMENTS {
         let round = rounding(element);
         for gpu in gpus(element) {
@@ -192,17 +224,44 @@ fn of_tokens(gpu: &Gpu, tokens: &[u32], vocabulary: usize) -> Result<Places> {
     Places::new(gpu, &Chunk { parts, tokens, vocabulary, rotations: (zeros, zeros), heads })
 }
 
-#[test]
-fn a_product_has_the_shapes_that_it_is_asked_for() {
+fn a_product_has_the_shapes_that_it_is_asked_for(gpus: Gpus) {
     for element in ELEMENTS {
-        let gpu = Emulation::default().gpu(element);
-        let shape = Shape { rows: 2, width: 3 };
-        let x = upload(&gpu, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        let weight = upload(&gpu, &[1.0, 0.0, 0.0, 0.0, 1.0, 1.0]);
-        let y = gpu.linear(&x, &weight, shape, 2).unwrap();
-        assert_eq!(download(&y, 4), [1.0, 5.0, 4.0, 11.0]);
-        let error = gpu.linear(&x, &weight, shape, 3).map(|_| ()).unwrap_err();
-        assert_eq!(error.status(), Status::Internal);
+        for gpu in gpus(element) {
+            let shape = Shape { rows: 2, width: 3 };
+            let x = upload(&gpu, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+            let weight = upload(&gpu, &[1.0, 0.0, 0.0, 0.0, 1.0, 1.0]);
+            let y = gpu.linear(&x, &weight, shape, 2).unwrap();
+            assert_eq!(download(&y, 4), [1.0, 5.0, 4.0, 11.0]);
+            let error = gpu.linear(&x, &weight, shape, 3).map(|_| ()).unwrap_err();
+            assert_eq!(error.status(), Status::Internal);
+        }
+    }
+}
+
+/// To f32's precision, so not TF32's; in bf16 rounded once.
+fn products_are_exact(gpus: Gpus) {
+    for element in ELEMENTS {
+        for gpu in gpus(element) {
+            for (rows, inputs, outputs) in [(1, 1032, 40), (5, 64, 7), (33, 256, 70)] {
+                let mut random = Random(rows as u64);
+                let x = random.numbers(rows * inputs, element);
+                let weight = random.numbers(outputs * inputs, element);
+                let shape = Shape { rows, width: inputs };
+                let on_gpu = [&x, &weight].map(|values| upload(&gpu, values));
+                let ours = gpu.linear(&on_gpu[0], &on_gpu[1], shape, outputs).unwrap();
+                let ours = download(&ours, rows * outputs);
+                for (i, ours) in ours.into_iter().map(f64::from).enumerate() {
+                    let row = &x[i / outputs * inputs..][..inputs];
+                    let column = &weight[i % outputs * inputs..][..inputs];
+                    let terms = || row.iter().zip(column).map(|(a, b)| f64::from(a * b));
+                    let (sum, sizes) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+                    let rounded = if element == Element::Bf16 { sum.abs() / 256.0 } else { 0.0 };
+                    let what = format!("{element:?} [{rows}, {inputs}] {outputs}, at {i}");
+                    let apart = (ours - sum).abs();
+                    assert!(apart <= 2e-6 * sizes + rounded, "{what}: {ours}, expected {sum}");
+                }
+            }
+        }
     }
 }
 
@@ -307,8 +366,7 @@ fn compare_attention(gpu: &Gpu, (texts, layers): &Case, heads: Heads, with_norms
     drop(meter);
 }
 
-#[test]
-fn attention_over_pages_equals_its_twin() {
+fn attention_over_pages_equals_its_twin(gpus: Gpus) {
     for element in ELEMENTS {
         for gpu in gpus(element) {
             for heads in HEADS {
@@ -320,8 +378,7 @@ fn attention_over_pages_equals_its_twin() {
     }
 }
 
-#[test]
-fn neurons_are_gathered_or_summed_text_by_text() {
+fn neurons_are_gathered_or_summed_text_by_text(gpus: Gpus) {
     let heads = Heads { query: 1, key_value: 1, dim: 2 };
     for element in ELEMENTS {
         for gpu in gpus(element) {
@@ -404,33 +461,40 @@ fn neurons_are_gathered_or_summed_text_by_text() {
 }
 
 /// What is shared is copied before it is written, and what is given back is lent again.
-#[test]
-fn pages_are_shared_until_one_is_written() {
+fn pages_are_shared_until_one_is_written(gpus: Gpus) {
     let heads = Heads { query: 2, key_value: 1, dim: 64 };
     let shape = KvShape { layers: 2, heads };
     let page_bytes = shape.width() * 2 * PAGE_TOKENS * 2;
-    let gpu = Emulation::default().gpu(Element::Bf16);
-    let meter = Meter::default();
-    let mut pages = Pages::of_keys(&gpu, shape, &meter);
-    pages.reserve(0, 40).unwrap();
-    assert_eq!(meter.bytes(), 3 * page_bytes);
-    let addresses = |pages: &Pages| -> Vec<u64> {
-        pages.pages().iter().map(|page| page.memory.address).collect()
-    };
-    let before = addresses(&pages);
-    let mut copy = pages.clone();
-    copy.truncate(20);
-    assert_eq!((meter.bytes(), addresses(&copy)), (3 * page_bytes, before[..2].to_vec()));
-    copy.reserve(20, 30).unwrap();
-    assert_eq!((addresses(&pages), addresses(&copy)[0]), (before.clone(), before[0]));
-    assert_ne!(addresses(&copy)[1], before[1]);
-    assert_eq!(meter.bytes(), 4 * page_bytes);
-    let given_back = addresses(&copy)[1];
-    drop(copy);
-    assert_eq!(meter.bytes(), 3 * page_bytes);
-    let mut other = Pages::of_keys(&gpu, shape, &meter);
-    other.reserve(0, 1).unwrap();
-    assert_eq!(addresses(&other), [given_back]);
+    for gpu in gpus(Element::Bf16) {
+        let meter = Meter::default();
+        let mut pages = Pages::of_keys(&gpu, shape, &meter);
+        pages.reserve(0, 40).unwrap();
+        assert_eq!(meter.bytes(), 3 * page_bytes);
+        let addresses = |pages: &Pages| -> Vec<u64> {
+            pages.pages().iter().map(|page| page.memory.address).collect()
+        };
+        let before = addresses(&pages);
+        let mut copy = pages.clone();
+        copy.truncate(20);
+        assert_eq!((meter.bytes(), addresses(&copy)), (3 * page_bytes, before[..2].to_vec()));
+        copy.reserve(20, 30).unwrap();
+        assert_eq!((addresses(&pages), addresses(&copy)[0]), (before.clone(), before[0]));
+        assert_ne!(addresses(&copy)[1], before[1]);
+        assert_eq!(meter.bytes(), 4 * page_bytes);
+        let given_back = addresses(&copy)[1];
+        drop(copy);
+        assert_eq!(meter.bytes(), 3 * page_bytes);
+        let mut other = Pages::of_keys(&gpu, shape, &meter);
+        other.reserve(0, 1).unwrap();
+        assert_eq!(addresses(&other), [given_back]);
+    }
+}
+
+/// What is launched is found under a name that the compiler has not changed.
+#[test]
+fn every_kernel_has_its_name() {
+    let lacking: Vec<_> = names::all().filter(|name| !emulated::exports(name)).collect();
+    assert!(lacking.is_empty(), "no `extern \"C\"` kernel: {lacking:?}");
 }
 
 #[test]

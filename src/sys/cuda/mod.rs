@@ -39,16 +39,27 @@ unsafe extern "C" {
 /// `Unsupported`, with what is missing: the driver, its version, the device, its compute
 /// capability or a library; `OutOfMemory`.
 pub(crate) fn device(ordinal: usize) -> Result<Device> {
-    let refused =
-        |words: String| Error::new(Status::Unsupported, format!("CUDA device {ordinal}: {words}"));
-    check(ordinal).map_err(refused)?;
+    require(ordinal)?;
     let device = Device::new_cuda_with_stream(ordinal).map_err(|e| match Error::from(e) {
         e if e.status() == Status::OutOfMemory => e,
-        e => refused(e.message().to_owned()),
+        e => refused(ordinal, e.message()),
     })?;
     // SAFETY: everything of this device runs on its one stream, in the order in which it is asked.
     unsafe { device.as_cuda_device()?.disable_event_tracking() };
     Ok(device)
+}
+
+/// Initialises the driver, and looks for all that GPU `ordinal` needs.
+///
+/// # Errors
+/// `Unsupported`, with what is missing.
+pub(crate) fn require(ordinal: usize) -> Result<()> {
+    check(ordinal).map_err(|words| refused(ordinal, &words))
+}
+
+/// That GPU `ordinal` cannot be opened, and why.
+pub(crate) fn refused(ordinal: usize, words: &str) -> Error {
+    Error::new(Status::Unsupported, format!("CUDA device {ordinal}: {words}"))
 }
 
 /// Whether GPU `ordinal` can serve; else in words what was found, and what is needed.
@@ -120,7 +131,8 @@ fn asked(name: &str, ask: impl FnOnce(*mut c_int) -> Code) -> Result<c_int, Stri
     }
 }
 
-fn failed(function: &str, code: Code) -> String {
+/// What a function of the driver's has answered, in words.
+pub(crate) fn failed(function: &str, code: Code) -> String {
     let mut name = std::ptr::null();
     // SAFETY: `name` is a pointer to be written; it stays null where the code is not known.
     let known = unsafe {
