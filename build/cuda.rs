@@ -35,13 +35,19 @@ pub fn build(out: &Path) {
 /// Compiles each `NAME.cu` of the kernels to `cuda/NAME.fatbin`, and lists them for
 /// `src/kernels/cuda/driver.rs` in `cuda/images.rs`.
 fn kernels(out: &Path) {
-    println!("cargo:rerun-if-changed={KERNELS}");
+    // A new file has a kernel that is named there.
+    println!("cargo:rerun-if-changed={KERNELS}/names.rs");
     let out = out.join("cuda");
     std::fs::create_dir_all(&out).expect("OUT_DIR can be written to");
     let files = std::fs::read_dir(KERNELS).expect("the kernels' directory can be read");
     let files = files.map(|file| file.expect("a directory can be read").path());
+    let of_kind = |path: &PathBuf, kind: &str| path.extension().is_some_and(|e| e == kind);
     let mut sources: Vec<_> =
-        files.filter(|path| path.extension().is_some_and(|e| e == "cu")).collect();
+        files.filter(|path| of_kind(path, "cu") || of_kind(path, "cuh")).collect();
+    for source in &sources {
+        println!("cargo:rerun-if-changed={}", source.display());
+    }
+    sources.retain(|path| of_kind(path, "cu"));
     sources.sort();
     let mut images = String::new();
     for source in sources {

@@ -571,7 +571,7 @@ pub(super) mod real_gpu {
         let numbers = |scale: f32| -> Vec<f32> { (0..WIDTH).map(|i| i as f32 * scale).collect() };
         let x = Held::holding(&real, &numbers(1.0));
         // Each number twice, but for the first, which is zero.
-        let diagonal = |i: usize| if i % (WIDTH + 1) == 0 { 2.0 } else { 0.0 };
+        let diagonal = |i: usize| if i.is_multiple_of(WIDTH + 1) { 2.0 } else { 0.0 };
         let weight: Vec<f32> = (0..WIDTH * WIDTH).map(diagonal).collect();
         let weight = Held::holding(&real, &weight);
         let [y, copy, blank] = [(); 3].map(|()| Held::holding(&real, &[7.0; WIDTH]));
