@@ -62,7 +62,7 @@ import os, libsiren
 child = os.fork()
 guard = libsiren.SirenGuard.open({str(DEMO)!r}, threads=1)
 # One write, as both processes write into one pipe: print's newline may be a second one.
-os.write(1, f"{{guard.score('text').tokens}}\n".encode())
+os.write(1, f"{{guard.score('text').tokens}}\\n".encode())
 if child:
     raise SystemExit(os.waitpid(child, 0)[1])
 """
