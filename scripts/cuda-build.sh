@@ -38,7 +38,7 @@ if [ -n "$with_tests" ]; then
     tests=$build/release/siren-gpu-tests
     said=$(cargo test --release --no-run --package libsiren --lib --features cuda "$@" 2>&1) ||
         { echo "$said" >&2 && exit 1; }
-    cp "$(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' <<<"$said")" "$tests"
+    cp --remove-destination "$(sed -n 's/^ *Executable .*(\(.*\))$/\1/p' <<<"$said")" "$tests"
 fi
 tests/cuda/check.sh "$build/release/libsiren.so" $tests
 ls -l "$build/release/libsiren.so" $tests

@@ -3,8 +3,8 @@
 #   tests/cuda/check.sh LIBRARY [TESTS]
 # It needs no CUDA file and no C++ library to be loaded, hides all but siren_*, scores on the CPU,
 # and says what a GPU lacks: of the driver (there is none, or one that the test makes), the device,
-# the libraries. TESTS are the library's unit tests with the same feature: those that need a GPU are
-# skipped, and pass on a driver whose GPU is the CPU (emulated.cpp).
+# the libraries. On a driver whose GPU is the CPU (emulated.cpp) it opens and scores. TESTS are its
+# unit tests with the same feature: those that need a GPU are skipped, and pass on that driver.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -86,8 +86,24 @@ if ! ldconfig -p 2>/dev/null | grep -q libcublas; then
         'unsupported: CUDA device 0: cuBLAS is missing: tried libcublas.so.13, libcublas.so.12: *'
 fi
 # A driver that lacks a function is no crash either.
-expect $whole -- cuda 'unsupported: CUDA device 0: *CUDA_ERROR_NO_DEVICE*'
+expect $whole -- cuda \
+    "unsupported: CUDA device 0: the driver's cuDevicePrimaryCtxRetain failed (code 100)"
+expect $whole -- candle-cuda 'unsupported: CUDA device 0: *CUDA_ERROR_NO_DEVICE*'
 expect $whole -- auto 'opened: *'
+
+# A driver whose GPU is the CPU: the score is the CPU's, in bf16 for auto.
+mkdir "$work/emulated"
+"${CXX:-c++}" -std=c++17 -O2 -Wall -Wextra -Werror -shared -fPIC tests/cuda/emulated.cpp \
+    -o "$work/emulated/libcuda.so.1"
+for name in cublas.so.13 cublasLt.so.13 curand.so.10; do
+    ln -s libcuda.so.1 "$work/emulated/lib$name"
+done
+emulated=(LD_LIBRARY_PATH="$work/emulated" SIREN_REQUIRE_GPU=1)
+expect "${emulated[@]}" -- cuda 'opened: 0.82*'
+expect "${emulated[@]}" -- auto 'opened: 0.82*'
+expect "${emulated[@]}" FAKE_MODULE=209 -- cuda \
+    "unsupported: CUDA device 0: attention.cu: the driver's cuModuleLoadData failed *"
+expect "${emulated[@]}" FAKE_FAULT=700 -- cuda '*CUDA_ERROR_ILLEGAL_ADDRESS*'
 
 # on_gpu WHAT STATUS SETTING... -- PATTERN...: how the tests end, and lines of what they say.
 on_gpu() {
@@ -108,13 +124,6 @@ on_gpu() {
 }
 
 if [ -n "$tests" ]; then
-    mkdir "$work/emulated"
-    "${CXX:-c++}" -std=c++17 -O2 -Wall -Wextra -Werror -shared -fPIC tests/cuda/emulated.cpp \
-        -o "$work/emulated/libcuda.so.1"
-    for name in cublas.so.13 cublasLt.so.13 curand.so.10; do
-        ln -s libcuda.so.1 "$work/emulated/lib$name"
-    done
-    emulated=(LD_LIBRARY_PATH="$work/emulated" SIREN_REQUIRE_GPU=1)
     if ! ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'; then
         on_gpu 'no driver' 0 -- 'SKIPPED: no GPU: CUDA device 0: no driver: .*' '.* 0 failed'
     fi
