@@ -377,6 +377,8 @@ def run(args):
                 result["failures"].append({"part": "parity", "error": json.dumps(row)})
         save()
     result["benchmarks"] = []
+    if args.work:
+        args.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.work) as place:
         for shape in args.shapes.split(","):
             model = Path(place) / shape
