@@ -4,7 +4,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytemuck::Zeroable;
 use half::bf16;
 
 use super::gpu::{Element, Gpu, Grid, Memory};
@@ -199,8 +198,7 @@ impl Reading {
         let element = self.gpu.element();
         // SAFETY: as in `observe`; every token that is summed has been written, now or earlier.
         unsafe { self.gpu.launch(&element.of("sum_pages"), grid, &self.params)? };
-        let mut sums = vec![f64::zeroed(); self.texts * self.features];
-        let sum_bytes = size_of_val(&*sums);
+        let sum_bytes = self.texts * self.features * size_of::<f64>();
         let mut end = sum_bytes;
         for (page, bytes) in &self.rows {
             self.out.copy_from_page(end, &page.memory, bytes.clone())?;
@@ -209,7 +207,7 @@ impl Reading {
         let mut bytes = vec![0; end];
         self.out.read(&mut bytes)?;
         let (sum_bytes, row_bytes) = bytes.split_at(sum_bytes);
-        bytemuck::cast_slice_mut(&mut sums).copy_from_slice(sum_bytes);
+        let sums = sum_bytes.chunks_exact(8).map(bytemuck::pod_read_unaligned).collect();
         let rows = match element {
             Element::F32 => row_bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
             Element::Bf16 => row_bytes
