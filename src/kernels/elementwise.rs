@@ -99,11 +99,7 @@ fn silu_mul_rows(x: &[f32], half: usize, out: &mut Sink<'_>) {
         out.write(
             r,
             #[inline(always)]
-            |out| {
-                for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = math::silu(*gate) * up;
-                }
-            },
+            |out| math::swiglu(gate, up, out),
         );
     }
 }

@@ -60,6 +60,14 @@ pub(super) fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+/// `silu(gate) * up`, number by number.
+#[inline(always)]
+pub(super) fn swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+        *out = silu(*gate) * up;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

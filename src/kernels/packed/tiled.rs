@@ -310,9 +310,7 @@ unsafe fn gated<const PARTS: usize>(
     let both = gate.as_chunks::<PANEL>().0.iter().zip(up.as_chunks::<PANEL>().0);
     for (row, (gate, up)) in rows.zip(both) {
         let mut products = [0f32; PANEL];
-        for ((product, gate), up) in products.iter_mut().zip(gate).zip(up) {
-            *product = math::silu(*gate) * up;
-        }
+        math::swiglu(gate, up, &mut products);
         // SAFETY: two vectors are a panel wide.
         let products = unsafe {
             [_mm512_loadu_ps(products.as_ptr()), _mm512_loadu_ps(products[SIDE..].as_ptr())]

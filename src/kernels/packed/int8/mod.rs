@@ -273,11 +273,14 @@ struct Tile {
 }
 
 impl Tile {
-    /// Tile `part` of `parts` that read its panel fetches its share of the one `panels` further on.
-    fn fetch_ahead(&mut self, panels: isize, part: usize, parts: usize) {
-        let next = self.panel.wrapping_offset(panels * self.panel_lines as isize);
-        self.ahead = next.wrapping_add(self.panel_lines * part / parts);
-        self.fetch = 32usize.div_ceil(parts);
+    /// Tiles that share a panel fetch the one `panels` further on, each its part; the hardware does that
+    /// better for one alone, which goes through its panels without a stop.
+    fn fetch_ahead(&mut self, panels: isize, &Place { part, parts, .. }: &Place) {
+        if parts > 1 {
+            let next = self.panel.wrapping_offset(panels * self.panel_lines as isize);
+            self.ahead = next.wrapping_add(self.panel_lines * part / parts);
+            self.fetch = 32usize.div_ceil(parts);
+        }
     }
 }
 
@@ -371,6 +374,47 @@ fn rows_of<K: TileKernel>(m: usize, tile: usize) -> Range<usize> {
     tile * K::MAX_ROWS..m.min((tile + 1) * K::MAX_ROWS)
 }
 
+/// A call of a tile kernel in a task: which rows, and which panels.
+struct Place {
+    rows: Range<usize>,
+    panel: usize,
+    panels: usize,
+    /// Which of the `parts` tiles that read these panels.
+    part: usize,
+    parts: usize,
+}
+
+impl Place {
+    /// Calls `visit` for the row tiles `tiles` of `m` rows and for `panels`, of which those below `whole`
+    /// have all of their columns: panels in turns, each with all tiles.
+    fn each<K: TileKernel>(
+        m: usize,
+        whole: usize,
+        tiles: Range<usize>,
+        panels: Range<usize>,
+        mut visit: impl FnMut(Self),
+    ) {
+        let most = K::panels(rows_of::<K>(m, tiles.start).len());
+        let mut panel = panels.start;
+        while panel < panels.end {
+            let width = if whole.min(panels.end) >= panel + most { most } else { 1 };
+            for tile in tiles.clone() {
+                let rows = rows_of::<K>(m, tile);
+                let mut at = panel;
+                while at < panel + width {
+                    // The last tile may have a row less, and then span more panels, or fewer.
+                    let at_once = K::panels(rows.len());
+                    let at_once = if panel + width - at >= at_once { at_once } else { 1 };
+                    let (part, parts) = (tile - tiles.start, tiles.len());
+                    visit(Self { rows: rows.clone(), panel: at, panels: at_once, part, parts });
+                    at += at_once;
+                }
+            }
+            panel += width;
+        }
+    }
+}
+
 /// One task: the row tiles `tiles`, and `panels`.
 ///
 /// # Safety
@@ -383,53 +427,33 @@ unsafe fn task<K: TileKernel>(
     tiles: Range<usize>,
     panels: Range<usize>,
 ) {
-    let m = codes.rows.len();
-    let most = K::panels(rows_of::<K>(m, tiles.start).len());
+    let whole = w.n / PANEL;
     let mut registers = K::Registers::default();
-    let mut panel = panels.start;
-    while panel < panels.end {
-        let column = panel * PANEL;
-        let whole = (w.n / PANEL).min(panels.end).saturating_sub(panel);
-        let width = if whole >= most { most } else { 1 };
-        for tile in tiles.clone() {
-            let rows = rows_of::<K>(m, tile);
-            let mut at = panel;
-            while at < panel + width {
-                // The last tile may have a row less, and then span more panels, or fewer.
-                let at_once = K::panels(rows.len());
-                let at_once = if panel + width - at >= at_once { at_once } else { 1 };
-                // SAFETY: inside `y`, by `rows.start < m` and `at < w.panels()`.
-                let corner = unsafe { y.start.add(rows.start * w.n + at * PANEL) };
-                let mut call = w.tile(codes, rows.start, at);
-                (call.y, call.y_stride) = (corner, w.n);
-                // Tiles that share a panel fetch the next one, each its part; the hardware does that
-                // better for one alone, which goes through its panels without a stop.
-                if tiles.len() > 1 {
-                    call.fetch_ahead(1, tile - tiles.start, tiles.len());
-                }
-                if whole > 0 {
-                    // SAFETY: the tile's rows and whole panels lie inside `y` and belong to this
-                    // task, and codes and weights have them. The CPU is the caller's promise.
-                    unsafe { K::tile(&mut registers, rows.len(), at_once, call) };
-                } else {
-                    // The padded panel: on a copy, of which the columns that exist go to `y`.
-                    let mut copy = [[0.0f32; PANEL]; ROWS];
-                    (call.y, call.y_stride) = (copy.as_mut_ptr().cast(), PANEL);
-                    // SAFETY: as above, with the copy, `ROWS` rows of one panel, as the output.
-                    unsafe { K::tile(&mut registers, rows.len(), 1, call) };
-                    let columns = w.n - column;
-                    for (r, copy) in copy.iter().enumerate().take(rows.len()) {
-                        // SAFETY: `columns` elements of row `rows.start + r`, this task's.
-                        let real =
-                            unsafe { std::slice::from_raw_parts_mut(corner.add(r * w.n), columns) };
-                        real.copy_from_slice(&copy[..columns]);
-                    }
-                }
-                at += at_once;
+    Place::each::<K>(codes.rows.len(), whole, tiles, panels, |place| {
+        let Place { rows, panel, panels, .. } = &place;
+        // SAFETY: inside `y`, by `rows.start < m` and `panel < w.panels()`.
+        let corner = unsafe { y.start.add(rows.start * w.n + panel * PANEL) };
+        let mut call = w.tile(codes, rows.start, *panel);
+        (call.y, call.y_stride) = (corner, w.n);
+        call.fetch_ahead(1, &place);
+        if *panel < whole {
+            // SAFETY: the tile's rows and whole panels lie inside `y` and belong to this task, and
+            // codes and weights have them. The CPU is the caller's promise.
+            unsafe { K::tile(&mut registers, rows.len(), *panels, call) };
+        } else {
+            // The padded panel: on a copy, of which the columns that exist go to `y`.
+            let mut copy = [[0.0f32; PANEL]; ROWS];
+            (call.y, call.y_stride) = (copy.as_mut_ptr().cast(), PANEL);
+            // SAFETY: as above, with the copy, `ROWS` rows of one panel, as the output.
+            unsafe { K::tile(&mut registers, rows.len(), 1, call) };
+            let columns = w.n - panel * PANEL;
+            for (r, copy) in copy.iter().enumerate().take(rows.len()) {
+                // SAFETY: `columns` elements of row `rows.start + r`, this task's.
+                let real = unsafe { std::slice::from_raw_parts_mut(corner.add(r * w.n), columns) };
+                real.copy_from_slice(&copy[..columns]);
             }
         }
-        panel += width;
-    }
+    });
 }
 
 /// One task of [`End::Swiglu`]: the row tiles `tiles`, and `panels` of the gate, each with its panel of
@@ -444,59 +468,35 @@ unsafe fn gated_task<K: TileKernel>(
     tiles: Range<usize>,
     panels: Range<usize>,
 ) {
-    let m = codes.rows.len();
     let apart = w.panels() / 2;
-    let most = K::panels(rows_of::<K>(m, tiles.start).len());
     let widest = Widest::detect();
     let mut registers = K::Registers::default();
     let mut sums = [[0.0f32; ROWS * PANEL]; 2];
-    let mut panel = panels.start;
-    while panel < panels.end {
-        let width = if panels.end - panel >= most { most } else { 1 };
-        for tile in tiles.clone() {
-            let rows = rows_of::<K>(m, tile);
-            let mut at = panel;
-            while at < panel + width {
-                let at_once = K::panels(rows.len());
-                let at_once = if panel + width - at >= at_once { at_once } else { 1 };
-                let columns = at_once * PANEL;
-                assert!(rows.len() * columns <= ROWS * PANEL);
-                for (half, sums) in sums.iter_mut().enumerate() {
-                    let mut call = w.tile(codes, rows.start, at + half * apart);
-                    (call.y, call.y_stride) = (sums.as_mut_ptr(), columns);
-                    if tiles.len() > 1 {
-                        let next = apart as isize;
-                        let next = if half == 0 { next } else { 1 - next };
-                        call.fetch_ahead(next, tile - tiles.start, tiles.len());
-                    }
-                    // SAFETY: `sums` has the tile's rows of its panels, and codes and weights have
-                    // them. The CPU is the caller's promise.
-                    unsafe { K::tile(&mut registers, rows.len(), at_once, call) };
-                }
-                let [gate, up] = &sums;
-                let both = gate.chunks_exact(columns).zip(up.chunks_exact(columns));
-                for (row, (gate, up)) in rows.clone().zip(both) {
-                    // SAFETY: columns of a row of `y` that are this task's.
-                    let y = unsafe {
-                        let start = y.start.add(row * y.stride + at * PANEL);
-                        std::slice::from_raw_parts_mut(start, columns)
-                    };
-                    widest.run(
-                        #[inline(always)]
-                        || gated(gate, up, y),
-                    );
-                }
-                at += at_once;
-            }
+    Place::each::<K>(codes.rows.len(), apart, tiles, panels, |place| {
+        let Place { rows, panel, panels, .. } = &place;
+        let columns = panels * PANEL;
+        assert!(rows.len() * columns <= ROWS * PANEL);
+        for (half, sums) in sums.iter_mut().enumerate() {
+            let mut call = w.tile(codes, rows.start, panel + half * apart);
+            (call.y, call.y_stride) = (sums.as_mut_ptr(), columns);
+            let next = apart as isize;
+            call.fetch_ahead(if half == 0 { next } else { 1 - next }, &place);
+            // SAFETY: `sums` has the tile's rows of its panels, and codes and weights have them. The
+            // CPU is the caller's promise.
+            unsafe { K::tile(&mut registers, rows.len(), *panels, call) };
         }
-        panel += width;
-    }
-}
-
-/// `silu(gate) * up`
-#[inline(always)]
-fn gated(gate: &[f32], up: &[f32], y: &mut [f32]) {
-    for ((y, gate), up) in y.iter_mut().zip(gate).zip(up) {
-        *y = math::silu(*gate) * up;
-    }
+        let [gate, up] = &sums;
+        let both = gate.chunks_exact(columns).zip(up.chunks_exact(columns));
+        for (row, (gate, up)) in rows.clone().zip(both) {
+            // SAFETY: columns of a row of `y` that are this task's.
+            let y = unsafe {
+                let start = y.start.add(row * y.stride + panel * PANEL);
+                std::slice::from_raw_parts_mut(start, columns)
+            };
+            widest.run(
+                #[inline(always)]
+                || math::swiglu(gate, up, y),
+            );
+        }
+    });
 }
