@@ -197,7 +197,8 @@ impl Decoder {
 
     /// What the keys and values of all its blocks look like.
     pub(crate) fn kv_shape(&self) -> KvShape {
-        KvShape { layers: self.blocks.len(), heads: self.config.heads() }
+        let (layers, heads) = (self.blocks.len(), self.config.heads());
+        KvShape { layers, heads, precision: self.precision }
     }
 
     /// Hidden states of `tokens`, which are those of `places`, before the first block, `[tokens,
@@ -289,7 +290,7 @@ impl Decoder {
 
     /// Attention inside each span's own text.
     pub(super) fn attend(&self, qkv: &Rows, spans: &[Span<'_>], form: Form) -> Result<Inputs> {
-        kernels::attention(qkv, spans, self.config.heads(), self.precision, form)
+        kernels::attention(qkv, spans, self.config.heads(), form)
     }
 }
 

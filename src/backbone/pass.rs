@@ -271,31 +271,84 @@ pub(super) fn chunk_rows(row_flops: usize, backend: &Backend, precision: Precisi
     (flops * threads / row_flops.max(1)).clamp(rows, rows.max(WIDE_CHUNK_ROWS))
 }
 
-/// Shares the segments' tokens out to chunks of at most `most` rows; where rows see many keys,
-/// chunks get fewer of them.
+/// Shares the segments' tokens out to as few chunks of at most `most` rows as there can be, of much the
+/// same cost: a chunk of a few rows reads all weights too. Where rows see many keys, chunks get fewer
+/// of them.
 fn parts(segments: &[Segment], most: usize) -> Vec<Vec<Part>> {
-    let budget = most * CHUNK_KEYS;
-    let mut chunks = Vec::new();
-    let mut chunk: Vec<Part> = Vec::new();
-    let (mut rows, mut cost) = (0, 0);
-    for (i, segment) in segments.iter().enumerate() {
-        for position in segment.start..segment.tokens.len() {
-            // A row costs its matrix products, whatever it sees.
-            let keys = position.max(CHUNK_KEYS);
-            if rows > 0 && cost + keys > budget {
-                chunks.push(std::mem::take(&mut chunk));
-                (rows, cost) = (0, 0);
+    // A row costs its matrix products, whatever it sees.
+    let cost = |position: usize| position.max(CHUNK_KEYS);
+    let rows = segments.iter().map(|segment| segment.start..segment.tokens.len());
+    let total: usize = rows.clone().flatten().map(cost).sum();
+    let count = total.div_ceil(most * CHUNK_KEYS);
+    let mut chunks: Vec<Vec<Part>> = Vec::with_capacity(count);
+    let (mut rows_of_chunk, mut spent) = (most, 0);
+    for (i, positions) in rows.enumerate() {
+        for position in positions {
+            spent += cost(position);
+            let is_full = spent * count > total * chunks.len() || rows_of_chunk == most;
+            if is_full {
+                chunks.push(Vec::new());
+                rows_of_chunk = 0;
             }
+            let Some(chunk) = chunks.last_mut() else { continue };
             match chunk.last_mut().filter(|part| part.segment == i) {
                 Some(part) => part.rows.end += 1,
-                None => chunk.push(Part { segment: i, rows: rows..rows + 1, position }),
+                None => {
+                    let rows = rows_of_chunk..rows_of_chunk + 1;
+                    chunk.push(Part { segment: i, rows, position });
+                }
             }
-            rows += 1;
-            cost += keys;
+            rows_of_chunk += 1;
         }
     }
-    if !chunk.is_empty() {
-        chunks.push(chunk);
-    }
     chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::Heads;
+
+    /// The sizes of chunks of at most `most` rows, of texts of `(known, all)` tokens.
+    fn sizes(texts: &[(usize, usize)], most: usize) -> Vec<usize> {
+        let heads = Heads { query: 1, key_value: 1, dim: 2 };
+        let shape = KvShape { layers: 1, heads, precision: Precision::F32 };
+        let segments: Vec<_> = texts
+            .iter()
+            .map(|&(known, all)| {
+                let kv = Kv::new(shape, &Backend::Cpu, &Meter::default());
+                Segment::resume(vec![0; all].into(), known, kv)
+            })
+            .collect();
+        let chunks = parts(&segments, most);
+        let mut runs = texts.iter().map(|(known, _)| *known).collect::<Vec<_>>();
+        for parts in &chunks {
+            let mut rows = 0;
+            for part in parts {
+                assert_eq!(part.rows.start, rows);
+                assert_eq!(part.position, runs[part.segment]);
+                runs[part.segment] += part.rows.len();
+                rows = part.rows.end;
+            }
+        }
+        assert!(texts.iter().map(|(_, all)| all).eq(&runs), "every token runs once, in order");
+        chunks.iter().map(|parts| parts.last().map_or(0, |part| part.rows.end)).collect()
+    }
+
+    #[test]
+    fn chunks_are_as_few_as_there_can_be_and_of_one_size() {
+        assert!(sizes(&[], 128).is_empty());
+        assert_eq!(sizes(&[(0, 1)], 128), [1]);
+        assert_eq!(sizes(&[(0, 128)], 128), [128]);
+        assert_eq!(sizes(&[(0, 129)], 128), [64, 65]);
+        assert_eq!(sizes(&[(0, 100), (90, 100), (0, 120)], 128), [115, 115]);
+        assert_eq!(sizes(&[(0, 1025)], 512), [341, 342, 342]);
+    }
+
+    #[test]
+    fn rows_that_see_many_keys_come_in_fewer_a_chunk() {
+        let sizes = sizes(&[(0, 128), (4 * CHUNK_KEYS - 128, 4 * CHUNK_KEYS)], 128);
+        assert_eq!(sizes.len(), 5);
+        assert!(sizes[0] >= 120 && sizes[1..].iter().all(|rows| *rows < 40), "{sizes:?}");
+    }
 }

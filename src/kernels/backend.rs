@@ -50,13 +50,4 @@ impl Backend {
             Self::Cuda(_) => cuda::check_heads(heads),
         }
     }
-
-    /// Bytes of a number that is kept.
-    pub(crate) fn number_bytes(&self) -> usize {
-        match self {
-            Self::Cpu => size_of::<f32>(),
-            Self::Cuda(gpu) => gpu.element().bytes(),
-            Self::Candle { dtype, .. } => dtype.size_in_bytes(),
-        }
-    }
 }

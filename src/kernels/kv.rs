@@ -2,6 +2,7 @@
 //!
 //! On the CPU and on a GPU they lie in pages of [`PAGE_TOKENS`] tokens that copies of a text's beginning share:
 //! a copy costs a pointer a page, and a page is copied when one that is shared is written to.
+//! The CPU's pages hold what its attention reads: f32, or bf16 where that is what it multiplies.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,7 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::{Backend, Heads, Rows, cuda};
+use super::attention::PageForm;
+use super::packed::Line;
+use super::{Backend, Heads, Precision, Rows, cuda};
 use crate::error::{Error, Result, Status};
 
 /// Tokens of a page.
@@ -66,6 +69,8 @@ pub(crate) struct KvShape {
     /// Layers that are kept.
     pub(crate) layers: usize,
     pub(crate) heads: Heads,
+    /// What reads them computes in it.
+    pub(crate) precision: Precision,
 }
 
 impl KvShape {
@@ -76,7 +81,12 @@ impl KvShape {
 
     /// Bytes of one token.
     pub(crate) fn token_bytes(self, backend: &Backend) -> usize {
-        self.layers * self.width() * backend.number_bytes()
+        let number_bytes = match backend {
+            Backend::Cpu => PageForm::new(self.heads, self.precision).number_bytes(),
+            Backend::Cuda(gpu) => gpu.element().bytes(),
+            Backend::Candle { dtype, .. } => dtype.size_in_bytes(),
+        };
+        self.layers * self.width() * number_bytes
     }
 }
 
@@ -94,7 +104,7 @@ pub(crate) enum Kv {
 impl Kv {
     pub(crate) fn new(shape: KvShape, backend: &Backend, meter: &Meter) -> Self {
         match backend {
-            Backend::Cpu => Self::Pages(Pages { shape, pages: vec![], meter: meter.clone() }),
+            Backend::Cpu => Self::Pages(Pages::new(shape, meter)),
             Backend::Cuda(gpu) => Self::Cuda(cuda::Pages::of_keys(gpu, shape, meter)),
             Backend::Candle { .. } => {
                 Self::Tensors(Tensors::new(shape, shape.token_bytes(backend), meter))
@@ -157,20 +167,25 @@ impl Kv {
 #[derive(Clone)]
 pub(crate) struct Pages {
     shape: KvShape,
+    form: PageForm,
     pages: Vec<Arc<Page>>,
     meter: Meter,
 }
 
-/// Per layer the keys, `[key_value, dim, PAGE_TOKENS]`, and the values,
-/// `[key_value, PAGE_TOKENS, dim]`.
+/// Per layer the keys of each key head, and then the values of each, in the pages' form.
 pub(super) struct Page {
-    data: Vec<f32>,
+    data: Vec<Line>,
     _charge: Charge,
 }
 
 impl Pages {
-    fn page_length(&self) -> usize {
-        self.shape.layers * self.shape.width() * PAGE_TOKENS
+    fn new(shape: KvShape, meter: &Meter) -> Self {
+        let form = PageForm::new(shape.heads, shape.precision);
+        Self { shape, form, pages: vec![], meter: meter.clone() }
+    }
+
+    pub(super) fn form(&self) -> PageForm {
+        self.form
     }
 
     /// Tokens that there are pages for.
@@ -179,8 +194,8 @@ impl Pages {
     }
 
     fn reserve(&mut self, written: usize, tokens: usize) -> Result<()> {
-        let length = self.page_length();
-        let charge = || self.meter.charge(length * size_of::<f32>());
+        let length = self.shape.layers * self.layer_lines();
+        let charge = || self.meter.charge(length * size_of::<Line>());
         for page in self.pages.iter_mut().skip(written / PAGE_TOKENS) {
             if Arc::get_mut(page).is_none() {
                 let mut data = zeros(length)?;
@@ -195,7 +210,7 @@ impl Pages {
     }
 
     fn store(&mut self, layer: usize, position: usize, qkv: &[f32]) -> Result<()> {
-        let heads = self.shape.heads;
+        let (heads, form) = (self.shape.heads, self.form);
         let row = heads.qkv();
         let end = position + qkv.len() / row;
         let first = position / PAGE_TOKENS;
@@ -207,49 +222,33 @@ impl Pages {
             let start = (first + i) * PAGE_TOKENS;
             let tokens = start.max(position)..end.min(start + PAGE_TOKENS);
             let rows = &qkv[(tokens.start - position) * row..(tokens.end - position) * row];
-            write_page(&mut page.data[range.clone()], tokens.start - start, rows, heads);
+            form.write(&mut page.data[range.clone()], tokens.start - start, rows, heads);
             Ok(())
         })
     }
 
-    fn layer_range(&self, layer: usize) -> Range<usize> {
-        let length = self.shape.width() * PAGE_TOKENS;
-        layer * length..(layer + 1) * length
+    /// Lines of a page's layer: of each of its tokens' numbers.
+    fn layer_lines(&self) -> usize {
+        self.shape.width() * self.form.number_bytes() * PAGE_TOKENS / size_of::<Line>()
     }
 
-    /// The pages' parts of one layer and key head, in order: keys `[dim, PAGE_TOKENS]` and values
-    /// `[PAGE_TOKENS, dim]`.
+    fn layer_range(&self, layer: usize) -> Range<usize> {
+        layer * self.layer_lines()..(layer + 1) * self.layer_lines()
+    }
+
+    /// The pages' parts of one layer and key head, in order: keys and values in the pages' form.
     pub(super) fn head(
         &self,
         layer: usize,
         head: usize,
-    ) -> impl Iterator<Item = (&[f32], &[f32])> + '_ {
-        let length = self.shape.heads.dim * PAGE_TOKENS;
+    ) -> impl Iterator<Item = (&[Line], &[Line])> + '_ {
+        let length = self.layer_lines() / (2 * self.shape.heads.key_value);
         let range = self.layer_range(layer);
-        let values = self.shape.heads.key_value * length;
+        let values = self.layer_lines() / 2;
         self.pages.iter().map(move |page| {
             let layer = &page.data[range.clone()];
             (&layer[head * length..][..length], &layer[values + head * length..][..length])
         })
-    }
-}
-
-/// Writes rows of joined queries, keys and values into a page's layer, from its token `first` on.
-fn write_page(page: &mut [f32], first: usize, qkv: &[f32], heads: Heads) {
-    let Heads { query, key_value, dim } = heads;
-    let (keys, values) = page.split_at_mut(key_value * dim * PAGE_TOKENS);
-    let of_heads = keys.chunks_exact_mut(dim * PAGE_TOKENS);
-    let of_heads = of_heads.zip(values.chunks_exact_mut(dim * PAGE_TOKENS));
-    // Head by head: a head's part of a page stays in the L1 cache, that of all heads does not.
-    for (head, (keys, values)) in of_heads.enumerate() {
-        let key = (query + head) * dim;
-        let value = key + key_value * dim;
-        for (token, row) in (first..).zip(qkv.chunks_exact(heads.qkv())) {
-            // A key's elements stand apart, so that those of a page's tokens stand side by side.
-            let targets = keys[token..].iter_mut().step_by(PAGE_TOKENS);
-            targets.zip(&row[key..][..dim]).for_each(|(target, x)| *target = *x);
-            values[token * dim..][..dim].copy_from_slice(&row[value..][..dim]);
-        }
     }
 }
 
@@ -313,7 +312,7 @@ mod tests {
     #[test]
     fn a_copy_on_another_device_goes_on_from_its_beginning_and_counts_its_own_bytes() {
         let heads = Heads { query: 2, key_value: 1, dim: 4 };
-        let shape = KvShape { layers: 1, heads };
+        let shape = KvShape { layers: 1, heads, precision: Precision::Bf16 };
         let backend = Backend::Candle { device: Device::Cpu, dtype: DType::BF16 };
         let token_bytes = 2 * 4 * 2;
         let meter = Meter::default();

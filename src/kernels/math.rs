@@ -42,14 +42,14 @@ pub(super) fn exp(x: f32) -> f32 {
     /// 1.5 * 2^23: adding it rounds to a whole number and leaves that number in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.3);
-    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
+    let r = (-n).mul_add(LN2_LOW, (-n).mul_add(LN2_HIGH, clamped));
     let mut p = 1.987_569_1e-4f32;
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
-        p = p * r + c;
+        p = p.mul_add(r, c);
     }
-    let fraction = p * r * r + r + 1.0;
+    let fraction = (p * r).mul_add(r, r) + 1.0;
     let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
     if x < -87.3 { 0.0 } else { fraction * power }
 }

@@ -58,7 +58,7 @@ pub(crate) fn chunk_flops_per_thread(precision: Precision) -> Option<usize> {
     } else {
         // The codes of so many int8 rows would leave the cache.
         (precision != Precision::Int8 && is_x86_feature_detected!("avx512f"))
-            .then_some(8_000_000_000)
+            .then_some(9_000_000_000)
     };
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -318,12 +318,11 @@ pub(crate) struct Span<'a> {
 /// Causal attention of the queries in `qkv` over the keys and values of their own texts. Returns
 /// `[tokens, query * dim]`. Spans come in the order of their rows, and together are all of them.
 ///
-/// On the CPU, `precision` may round queries, keys, values and weights to bf16, where that is faster.
+/// On the CPU, queries and weights are rounded to bf16 where keys and values are kept in it.
 pub(crate) fn attention(
     qkv: &Rows,
     spans: &[Span<'_>],
     heads: Heads,
-    precision: Precision,
     form: Form,
 ) -> Result<Inputs> {
     if let Some(qkv) = qkv.device() {
@@ -332,7 +331,7 @@ pub(crate) fn attention(
     // A head is written as whole tiles or as numbers.
     let form = if heads.dim.is_multiple_of(inputs::TILE) { form } else { Form::Rows };
     let mut out = Inputs::lend(qkv.arena()?, qkv.rows(), heads.query * heads.dim, form)?;
-    attention::attention(qkv.cpu()?, spans, heads, precision, qkv.arena()?, &mut out)?;
+    attention::attention(qkv.cpu()?, spans, heads, qkv.arena()?, &mut out)?;
     Ok(out)
 }
 

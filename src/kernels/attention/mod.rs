@@ -7,6 +7,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod page;
 mod simd;
 #[cfg(target_arch = "x86_64")]
 mod tiled;
@@ -18,7 +19,7 @@ use rayon::prelude::*;
 
 use super::inputs::Inputs;
 use super::kv::{Kv, Pages};
-use super::{Arena, Heads, Precision, Span};
+use super::{Arena, Heads, Span};
 #[cfg(target_arch = "x86_64")]
 use super::{
     packed::Line,
@@ -26,6 +27,7 @@ use super::{
     tiles::{TILE_K, Unit},
 };
 use crate::error::{Error, Result};
+pub(super) use page::PageForm;
 
 /// What a task computes with.
 #[derive(Clone, Copy)]
@@ -41,19 +43,27 @@ enum Kernel {
 }
 
 impl Kernel {
+    /// What reads pages of this form, for heads of `dim`.
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
-    fn new(dim: usize, precision: Precision) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if precision != Precision::F32
-            && let Some(unit) = tiled::unit(dim)
-        {
-            return Self::Tiled(unit);
+    fn new(form: PageForm, dim: usize) -> Self {
+        match form {
+            #[cfg(target_arch = "x86_64")]
+            PageForm::Tiles(unit) => Self::Tiled(unit),
+            #[cfg(target_arch = "x86_64")]
+            PageForm::Numbers if avx512::available(dim) => Self::Avx512,
+            PageForm::Numbers => Self::Simd(Arch::new()),
         }
-        #[cfg(target_arch = "x86_64")]
-        if avx512::available(dim) {
-            return Self::Avx512;
+    }
+
+    /// Whether it reads pages of this form.
+    fn reads(self, form: PageForm) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiled(unit) => form == PageForm::Tiles(unit),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => form == PageForm::Numbers,
+            Self::Simd(_) => form == PageForm::Numbers,
         }
-        Self::Simd(Arch::new())
     }
 
     /// Query rows of a task, the fewest and the most.
@@ -72,7 +82,7 @@ impl Kernel {
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables))]
     fn run(self, task: Task<'_>, arena: &Arena) -> Result<()> {
         match self {
-            // SAFETY: `new` asked for the unit for these heads.
+            // SAFETY: the pages of these heads are for this unit, as was seen.
             #[cfg(target_arch = "x86_64")]
             Self::Tiled(unit) => unsafe { tiled::attend(unit, task, arena) },
             #[cfg(target_arch = "x86_64")]
@@ -97,11 +107,14 @@ pub(super) fn attention(
     qkv: &[f32],
     spans: &[Span<'_>],
     heads: Heads,
-    precision: Precision,
     arena: &Arena,
     out: &mut Inputs,
 ) -> Result<()> {
-    attend(Kernel::new(heads.dim, precision), qkv, spans, heads, arena, out)
+    let form = match spans.first() {
+        Some(Span { kv: Kv::Pages(pages), .. }) => pages.form(),
+        _ => PageForm::Numbers,
+    };
+    attend(Kernel::new(form, heads.dim), qkv, spans, heads, arena, out)
 }
 
 /// As [`attention`], with that kernel.
@@ -124,6 +137,12 @@ fn attend(
         let Kv::Pages(pages) = span.kv else {
             return Err(Error::internal("keys of another device for attention on the CPU"));
         };
+        if !kernel.reads(pages.form()) {
+            return Err(Error::internal(format!(
+                "pages of {:?} for other attention",
+                pages.form()
+            )));
+        }
         // The tasks' safety rests on this: rows of one span each. That there are no gaps leaves
         // nothing in the result from before.
         if span.rows.start != covered || span.rows.end > tokens {
@@ -287,7 +306,7 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::*;
-    use crate::kernels::{Backend, Form, KvShape, Meter, Rows};
+    use crate::kernels::{Backend, Form, KvShape, Meter, Precision, Rows};
 
     /// Text of `length` tokens whose first `known` ran before, by each kernel of f32.
     #[test]
@@ -300,7 +319,7 @@ mod tests {
                 return;
             }
             for (length, known) in [(1, 0), (7, 0), (16, 15), (63, 20), (65, 0), (150, 131)] {
-                let shape = KvShape { layers: 1, heads };
+                let shape = KvShape { layers: 1, heads, precision: Precision::F32 };
                 let mut kv = Kv::new(shape, &Backend::Cpu, &Meter::default());
                 kv.reserve(0, length).unwrap();
                 let text = Tensor::randn(0f32, 1.5, length * heads.qkv(), &Device::Cpu).unwrap();

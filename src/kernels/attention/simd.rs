@@ -92,8 +92,9 @@ pub(super) fn attend<P: Products>(products: P, mut task: Task<'_>) {
         for i in 0..KEYS / PAGE_TOKENS {
             // Past the last page another stands in: its scores are masked.
             let page = if i * PAGE_TOKENS < block.count { pages.next() } else { None };
-            let page = page.unwrap_or((block.keys[0], block.values[0]));
-            (block.keys[i], block.values[i]) = page;
+            let page = page
+                .map(|(keys, values)| (bytemuck::cast_slice(keys), bytemuck::cast_slice(values)));
+            (block.keys[i], block.values[i]) = page.unwrap_or((block.keys[0], block.values[0]));
         }
         let first = task.positions.start.max(start) - task.positions.start;
         let mut at = first * group;

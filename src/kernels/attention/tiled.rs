@@ -1,5 +1,9 @@
 //! Attention in tiles of bf16, to which queries, keys, weights and values are rounded; sums in f32.
 //!
+//! Pages keep keys and values as that bf16, so that a block's right factors are copies of their lines.
+//! Of a head, a page has `[dim / 2, PAGE_TOKENS]` words of its keys, a word of an element and the next
+//! one, and `[dim / 32, PAGE_TOKENS / 2, 32]` words of its values, a word of a token and the next one.
+//!
 //! On AMX, f32 split into parts would take six products, and making the parts more time than that:
 //! vectors of f32 are as fast.
 #![allow(unsafe_code)] // Products of tiles take raw pointers.
@@ -9,14 +13,13 @@ use std::ops::Range;
 
 use super::Task;
 use crate::error::Result;
-use crate::kernels::Arena;
 use crate::kernels::kv::PAGE_TOKENS;
-use crate::kernels::math;
 use crate::kernels::packed::Line;
 use crate::kernels::strips::LINE_FLOATS;
 use crate::kernels::tiles::{
-    Multiplier, PANEL, Product, SIDE, STEP_LINES, Sums, TILE_K, Unit, paired, rounded,
+    Multiplier, PANEL, Product, SIDE, STEP_LINES, Sums, TILE_K, Unit, nearest, rounded,
 };
+use crate::kernels::{Arena, Heads};
 
 /// Keys in a block. Blocks start at multiples of it, counted from the text's first token.
 const KEYS: usize = 128;
@@ -26,6 +29,9 @@ const PANELS: usize = KEYS / PANEL;
 pub(super) const QUERIES: usize = 2 * SIDE;
 
 const PAGES: usize = KEYS / PAGE_TOKENS;
+
+/// Lines of a page's values that are a step's part of a panel.
+const PAGE_LINES: usize = STEP_LINES / 2;
 
 // A line of a page is a vector, two pages are a panel, and a panel is a step along the keys.
 const _: () = assert!(PAGE_TOKENS == LINE_FLOATS && PANEL == 2 * PAGE_TOKENS && PANEL == TILE_K);
@@ -38,7 +44,7 @@ pub(super) fn unit(dim: usize) -> Option<Unit> {
 /// What a task works with.
 struct Scratch<'a> {
     dim: usize,
-    /// Left factors, `[queries / 16, dim / 32, 16]`: scaled queries.
+    /// Left factors, `[queries / 16, dim / 32, 16]`: queries, scaled so that scores are exponents of 2.
     queries: &'a mut [Line],
     /// Right factors of a block, `[PANELS, dim / 32, 16, 2]`.
     keys: &'a mut [Line],
@@ -98,11 +104,8 @@ pub(super) unsafe fn attend(unit: Unit, mut task: Task<'_>, arena: &Arena) -> Re
         for place in &mut block[..count.div_ceil(PAGE_TOKENS)] {
             *place = pages.next().unwrap_or_default();
         }
-        // SAFETY: as above.
-        unsafe {
-            load_keys(&block, count.div_ceil(PANEL), dim, scratch.keys);
-            load_values(&block, count, dim, scratch.values);
-        }
+        load_keys(&block, count.div_ceil(PANEL), dim, scratch.keys);
+        load_values(&block, count, dim, scratch.values);
         for first in (0..queries).step_by(QUERIES) {
             let height = QUERIES.min(queries - first);
             let seen = (task.position(first + height - 1) + 1).saturating_sub(start).min(count);
@@ -115,19 +118,19 @@ pub(super) unsafe fn attend(unit: Unit, mut task: Task<'_>, arena: &Arena) -> Re
     }
     for (at, (sums, total)) in scratch.sums.chunks_exact_mut(dim).zip(&scratch.totals).enumerate() {
         // SAFETY: as above.
-        unsafe { divide(sums, *total) };
+        unsafe { scale(sums, 1.0 / total) };
         task.put(at, sums);
     }
     Ok(())
 }
 
 #[target_feature(enable = "avx512f")]
-fn divide(sums: &mut [f32], total: f32) {
-    sums.iter_mut().for_each(|sum| *sum /= total);
+fn scale(sums: &mut [f32], factor: f32) {
+    sums.iter_mut().for_each(|sum| *sum *= factor);
 }
 
-/// Keys `[dim, PAGE_TOKENS]` and values `[PAGE_TOKENS, dim]`, or nothing.
-type Page<'p> = (&'p [f32], &'p [f32]);
+/// Keys and values of a page, or nothing.
+type Page<'p> = (&'p [Line], &'p [Line]);
 
 /// Vector `index` of some numbers; zeros past their end.
 #[target_feature(enable = "avx512f")]
@@ -142,7 +145,7 @@ fn vector(numbers: &[f32], index: usize) -> __m512 {
 
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn load_queries(task: &Task<'_>, scratch: &mut Scratch<'_>) {
-    let scale = _mm512_set1_ps(task.scale());
+    let scale = _mm512_set1_ps(task.scale() * std::f32::consts::LOG2_E);
     let strips = scratch.queries.chunks_exact_mut(scratch.dim / TILE_K * SIDE);
     for (strip, tiles) in strips.enumerate() {
         for r in 0..SIDE.min(task.queries() - strip * SIDE) {
@@ -156,39 +159,96 @@ fn load_queries(task: &Task<'_>, scratch: &mut Scratch<'_>) {
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bf16")]
+/// The keys' right factors of the first `panels` panels.
 fn load_keys(block: &[Page<'_>; PAGES], panels: usize, dim: usize, out: &mut [Line]) {
     let out = out.chunks_exact_mut(dim / TILE_K * STEP_LINES);
     for (pages, panel) in block.as_chunks::<2>().0.iter().zip(out).take(panels) {
-        for (step, lines) in panel.chunks_exact_mut(STEP_LINES).enumerate() {
-            for pair in 0..SIDE {
-                let d = step * TILE_K + 2 * pair;
-                for (half, (keys, _)) in pages.iter().enumerate() {
-                    lines[2 * pair + half] = paired(vector(keys, d), vector(keys, d + 1));
+        for (half, (keys, _)) in pages.iter().enumerate() {
+            // Of a page that is not there, whatever stood here is masked.
+            for (line, keys) in panel[half..].iter_mut().step_by(2).zip(*keys) {
+                *line = *keys;
+            }
+        }
+    }
+}
+
+/// The right factors of the first `count` values, in whole panels.
+fn load_values(block: &[Page<'_>; PAGES], count: usize, dim: usize, out: &mut [Line]) {
+    let pages = count.div_ceil(PANEL) * 2;
+    for (i, (_, values)) in block.iter().enumerate().take(pages) {
+        let tokens = count.saturating_sub(i * PAGE_TOKENS).min(PAGE_TOKENS);
+        for panel in 0..dim / PANEL {
+            let at = (panel * PANELS + i / 2) * STEP_LINES + i % 2 * PAGE_LINES;
+            let lines = &mut out[at..at + PAGE_LINES];
+            if tokens == PAGE_TOKENS {
+                lines.copy_from_slice(&values[panel * PAGE_LINES..][..PAGE_LINES]);
+                continue;
+            }
+            // What a page holds past the last token is from before: it may be no number, and then
+            // 0 times it is none either.
+            let (written, rest) = lines.split_at_mut(tokens.div_ceil(2) * 2);
+            if !written.is_empty() {
+                written.copy_from_slice(&values[panel * PAGE_LINES..][..written.len()]);
+            }
+            rest.fill(Line::default());
+            if !tokens.is_multiple_of(2) {
+                for line in &mut written[tokens - 1..] {
+                    let words: &mut [u32; 16] = bytemuck::cast_mut(line);
+                    words.iter_mut().for_each(|word| *word &= 0xffff);
                 }
             }
         }
     }
 }
 
+/// Writes rows of joined queries, keys and values into a page's keys and values of all heads, from its
+/// token `first` on.
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn load_values(block: &[Page<'_>; PAGES], count: usize, dim: usize, out: &mut [Line]) {
-    for key in (0..count.next_multiple_of(PANEL)).step_by(2) {
-        let (step, pair) = (key / TILE_K, key % TILE_K / 2);
-        let (_, values) = block[key / PAGE_TOKENS];
-        // What a page holds past the last key is from before: it may be no number, and then 0
-        // times it is none either.
-        let row = |key: usize| {
-            let from = key % PAGE_TOKENS * dim;
-            if key < count { &values[from..from + dim] } else { &[][..] }
-        };
-        let (below, above) = (row(key), row(key + 1));
-        for i in 0..dim / LINE_FLOATS {
-            let (panel, half) = (i / 2, i % 2);
-            out[(panel * PANELS + step) * STEP_LINES + 2 * pair + half] =
-                paired(vector(below, i), vector(above, i));
+pub(super) fn write(
+    keys: &mut [Line],
+    values: &mut [Line],
+    first: usize,
+    qkv: &[f32],
+    heads: Heads,
+) {
+    let Heads { query, key_value, dim } = heads;
+    let of_heads = keys.chunks_exact_mut(dim / 2).zip(values.chunks_exact_mut(dim / 2));
+    for (head, (keys, values)) in of_heads.enumerate() {
+        let at = (query + head) * dim;
+        for (token, row) in (first..).zip(qkv.chunks_exact(heads.qkv())) {
+            let key = &row[at..][..dim];
+            for (step, lines) in keys.chunks_exact_mut(SIDE).enumerate() {
+                let pairs = rounded([2 * step, 2 * step + 1].map(|i| vector(key, i)));
+                let pairs: [u32; SIDE] = bytemuck::cast(pairs);
+                for (line, pair) in lines.iter_mut().zip(pairs) {
+                    bytemuck::cast_mut::<_, [u32; PAGE_TOKENS]>(line)[token] = pair;
+                }
+            }
+            let value = &row[at + key_value * dim..][..dim];
+            for (panel, lines) in values.chunks_exact_mut(PAGE_LINES).enumerate() {
+                for (half, line) in lines[token / 2 * 2..][..2].iter_mut().enumerate() {
+                    set_half(line, token % 2, vector(value, 2 * panel + half));
+                }
+            }
         }
     }
+}
+
+/// Sets the lower half (0) of each word, or the upper one (1), to the nearest bf16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+fn set_half(line: &mut Line, half: usize, numbers: __m512) {
+    let numbers = _mm512_cvtepu16_epi32(nearest(numbers));
+    // SAFETY: both are 64 bytes of plain bits.
+    let words = unsafe { std::mem::transmute::<Line, __m512i>(*line) };
+    let words = if half == 0 {
+        _mm512_or_si512(_mm512_and_si512(words, _mm512_set1_epi32(!0xffff)), numbers)
+    } else {
+        let lower = _mm512_and_si512(words, _mm512_set1_epi32(0xffff));
+        _mm512_or_si512(lower, _mm512_slli_epi32::<16>(numbers))
+    };
+    // SAFETY: as above.
+    *line = unsafe { std::mem::transmute::<__m512i, Line>(words) };
 }
 
 impl Scratch<'_> {
@@ -238,9 +298,7 @@ impl Scratch<'_> {
             let (maximum, total) = (&mut self.maxima[at], &mut self.totals[at]);
             let shrink = weigh(scores, seen, maximum, total, lines);
             if start > 0 && shrink != 1.0 {
-                for sum in &mut self.sums[at * dim..][..dim] {
-                    *sum *= shrink;
-                }
+                scale(&mut self.sums[at * dim..][..dim], shrink);
             }
         }
         let weights = self.weights.as_ptr();
@@ -267,9 +325,9 @@ impl Scratch<'_> {
     }
 }
 
-/// Makes weights of a query's scores, whole panels of which `seen` count: exponentials below the
-/// largest score so far, which go to `lines`. Their sum is added to `total`, after that has shrunk
-/// by what is returned.
+/// Makes weights of a query's scores, whole panels of which `seen` count: powers of 2 of what they
+/// are below the largest score so far, which go to `lines`. Their sum is added to `total`, after that
+/// has shrunk by what is returned.
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[inline]
 fn weigh<'l>(
@@ -277,7 +335,7 @@ fn weigh<'l>(
     seen: usize,
     maximum: &mut f32,
     total: &mut f32,
-    mut lines: impl Iterator<Item = &'l mut Line>,
+    lines: impl Iterator<Item = &'l mut Line>,
 ) -> f32 {
     scores[seen..].fill(f32::NEG_INFINITY);
     let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
@@ -285,19 +343,67 @@ fn weigh<'l>(
         largest = _mm512_max_ps(largest, vector(scores, i));
     }
     let largest = _mm512_reduce_max_ps(largest).max(*maximum);
-    let shrink = if largest == *maximum { 1.0 } else { math::exp(*maximum - largest) };
+    let above = _mm512_set1_ps(largest);
+    let shrink = if largest == *maximum {
+        1.0
+    } else {
+        _mm512_cvtss_f32(exp2(_mm512_sub_ps(_mm512_set1_ps(*maximum), above)))
+    };
     let mut sums = _mm512_setzero_ps();
-    for panel in scores.as_chunks_mut::<PANEL>().0 {
-        for score in panel.iter_mut() {
-            *score = math::exp(*score - largest);
-        }
-        let weights = [vector(panel, 0), vector(panel, 1)];
+    for (panel, line) in scores.as_chunks::<PANEL>().0.iter().zip(lines) {
+        let weights = [0, 1].map(|i| exp2(_mm512_sub_ps(vector(panel, i), above)));
         sums = _mm512_add_ps(sums, _mm512_add_ps(weights[0], weights[1]));
-        if let Some(line) = lines.next() {
-            *line = rounded(weights);
-        }
+        *line = rounded(weights);
     }
     *maximum = largest;
     *total = *total * shrink + _mm512_reduce_add_ps(sums);
     shrink
+}
+
+/// `2^x` of what is at most 0, within 3e-7 of it; 0 below -150.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn exp2(x: __m512) -> __m512 {
+    /// Of `(2^r - 1) / r` for r in [-0.5, 0.5], the highest power first.
+    const POLYNOMIAL: [f32; 5] =
+        [1.338_130_2e-3, 9.666_368e-3, 5.550_381e-2, 0.240_223_5, std::f32::consts::LN_2];
+    // What is not a number stays that: it is the second operand.
+    let x = _mm512_max_ps(_mm512_set1_ps(-200.0), x);
+    let whole = _mm512_roundscale_ps::<_MM_FROUND_TO_NEAREST_INT>(x);
+    let rest = _mm512_sub_ps(x, whole);
+    let [first, others @ ..] = POLYNOMIAL;
+    let mut power = _mm512_set1_ps(first);
+    for coefficient in others {
+        power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(coefficient));
+    }
+    power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(1.0));
+    _mm512_scalef_ps(power, whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn powers_of_2_are_close_to_the_exact_ones() {
+        if !is_x86_feature_detected!("avx512f") {
+            // SKIPPED: without AVX-512 nothing calls it.
+            return;
+        }
+        let power = |x: f32| {
+            // SAFETY: the CPU has AVX-512.
+            unsafe { _mm512_cvtss_f32(exp2(_mm512_set1_ps(x))) }
+        };
+        for i in 0..126_000 {
+            let x = -i as f32 / 1000.0;
+            let exact = f64::from(x).exp2();
+            let apart = (f64::from(power(x)) - exact).abs() / exact;
+            assert!(apart < 3e-7, "{x}: {apart}");
+        }
+        assert_eq!(power(0.0), 1.0);
+        for x in [-150.1, -1e9, f32::NEG_INFINITY] {
+            assert_eq!(power(x), 0.0);
+        }
+        assert!(power(f32::NAN).is_nan());
+    }
 }

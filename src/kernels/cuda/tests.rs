@@ -14,7 +14,7 @@ use super::{
 };
 use crate::error::{Error, Result, Status};
 use crate::kernels::kv::{KvShape, Meter, PAGE_TOKENS, Tensors};
-use crate::kernels::{Heads, Kv, Span, composed};
+use crate::kernels::{Heads, Kv, Precision, Span, composed};
 
 /// Heads of models that tensor cores serve, and of others.
 const HEADS: [Heads; 5] = [
@@ -217,7 +217,7 @@ fn launches_are_recorded_once_and_replayed() {
 /// Places of rows that attend to nothing.
 fn of_tokens(gpu: &Gpu, tokens: &[u32], vocabulary: usize) -> Result<Places> {
     let heads = Heads { query: 1, key_value: 1, dim: 2 };
-    let mut pages = Pages::of_keys(gpu, KvShape { layers: 1, heads }, &Meter::default());
+    let mut pages = Pages::of_keys(gpu, kv_shape(1, heads), &Meter::default());
     pages.reserve(0, tokens.len())?;
     let parts = &[Part { rows: 0..tokens.len(), position: 0, segment: 0, pages: &pages }];
     let zeros = &vec![0.0; tokens.len()][..];
@@ -283,7 +283,7 @@ fn compare_attention(gpu: &Gpu, (texts, layers): &Case, heads: Heads, with_norms
     let element = gpu.element();
     let round = rounding(element);
     let what = format!("{element:?} {texts:?} of {layers} layers, {heads:?}");
-    let shape = KvShape { layers: *layers, heads };
+    let shape = kv_shape(*layers, heads);
     let meter = Meter::default();
     let mut random = Random(heads.dim as u64 + texts.len() as u64);
     // Their first tokens run in a chunk of their own.
@@ -394,7 +394,7 @@ fn neurons_are_gathered_or_summed_text_by_text(gpus: Gpus) {
                 let lengths = [3, 27, 21, 3];
                 let (mut keys, mut kept) = (vec![], vec![]);
                 for tokens in lengths {
-                    let mut pages = Pages::of_keys(&gpu, KvShape { layers: 1, heads }, &meter);
+                    let mut pages = Pages::of_keys(&gpu, kv_shape(1, heads), &meter);
                     pages.reserve(0, tokens).unwrap();
                     keys.push(pages);
                     let mut pages = Pages::of_neurons(&gpu, features, &meter);
@@ -463,7 +463,7 @@ fn neurons_are_gathered_or_summed_text_by_text(gpus: Gpus) {
 /// What is shared is copied before it is written, and what is given back is lent again.
 fn pages_are_shared_until_one_is_written(gpus: Gpus) {
     let heads = Heads { query: 2, key_value: 1, dim: 64 };
-    let shape = KvShape { layers: 2, heads };
+    let shape = kv_shape(2, heads);
     let page_bytes = shape.width() * 2 * PAGE_TOKENS * 2;
     for gpu in gpus(Element::Bf16) {
         let meter = Meter::default();
@@ -530,7 +530,7 @@ fn twins_equal_candles_operations() {
     }
     for heads in HEADS {
         for (known, new) in [(0, 1), (17, 40), (33, 2)] {
-            let shape = KvShape { layers: 2, heads };
+            let shape = kv_shape(2, heads);
             let mut kv = Kv::Tensors(tensors(shape));
             let numbers = shape.width() * 2 * PAGE_TOKENS;
             let pages = vec![vec![f32::NAN; numbers]; usize::div_ceil(known + new, PAGE_TOKENS)];
@@ -569,6 +569,11 @@ fn twins_equal_candles_operations() {
             }
         }
     }
+}
+
+/// The precision counts for pages of the CPU alone.
+fn kv_shape(layers: usize, heads: Heads) -> KvShape {
+    KvShape { layers, heads, precision: Precision::F32 }
 }
 
 fn tensors(shape: KvShape) -> Tensors {

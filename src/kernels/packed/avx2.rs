@@ -23,7 +23,7 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
         unsafe { widen(storage, slab, first, out) };
     }
 
-    unsafe fn tile(rows: usize, panels: usize, t: Tile) {
+    unsafe fn tile(rows: usize, panels: usize, t: &Tile) {
         // SAFETY: the caller's promises are those that `tile` asks for.
         unsafe {
             match (rows, panels) {
@@ -58,7 +58,7 @@ fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [Unwritten]) {
 /// # Safety
 /// As [`TileKernel::tile`], for one panel.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn both_halves<const R: usize, const WIDEN: bool>(t: Tile) {
+unsafe fn both_halves<const R: usize, const WIDEN: bool>(t: &Tile) {
     for half in 0..2 {
         // SAFETY: a panel has two halves.
         unsafe { tile::<R, 1, WIDEN>(t, half) };
@@ -71,7 +71,7 @@ unsafe fn both_halves<const R: usize, const WIDEN: bool>(t: Tile) {
 /// # Safety
 /// As [`TileKernel::tile`], for as many panels as the halves are of.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile<const R: usize, const H: usize, const WIDEN: bool>(t: Tile, first_half: usize) {
+unsafe fn tile<const R: usize, const H: usize, const WIDEN: bool>(t: &Tile, first_half: usize) {
     let step = if WIDEN { 16 } else { 32 };
     let ahead = const { lines_ahead(R) };
     let slab = t.slab.cast::<f32>();

@@ -63,7 +63,7 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
         unsafe { widen(storage, slab, first, out) };
     }
 
-    unsafe fn tile(rows: usize, panels: usize, t: Tile) {
+    unsafe fn tile(rows: usize, panels: usize, t: &Tile) {
         // SAFETY: the caller's promises are those that `tile` asks for.
         unsafe { with_shape!(rows, panels, tile, WIDEN; t) }
     }
@@ -87,12 +87,12 @@ fn widen(storage: Storage, slab: &[Line], first: usize, out: &mut [Unwritten]) {
 /// # Safety
 /// As [`TileKernel::tile`].
 #[target_feature(enable = "avx512f")]
-unsafe fn tile<const R: usize, const P: usize, const WIDEN: bool>(t: Tile) {
+unsafe fn tile<const R: usize, const P: usize, const WIDEN: bool>(t: &Tile) {
     let step = if WIDEN { 16 } else { 32 };
     let slab = t.slab.cast::<f32>();
     let ahead = const { lines_ahead(R) };
     // SAFETY: the caller's tile.
-    let mut sums = unsafe { load_sums::<R, P>(&t) };
+    let mut sums = unsafe { load_sums::<R, P>(t) };
     for s in 0..t.steps {
         let mut columns = [[_mm512_setzero_ps(); 2]; P];
         for (p, columns) in columns.iter_mut().enumerate() {
@@ -124,7 +124,7 @@ unsafe fn tile<const R: usize, const P: usize, const WIDEN: bool>(t: Tile) {
         }
     }
     // SAFETY: the caller's tile.
-    unsafe { store_sums(&t, &sums) };
+    unsafe { store_sums(t, &sums) };
 }
 
 /// The sums of a tile: what the output holds, or zeros where it starts.

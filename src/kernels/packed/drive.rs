@@ -77,7 +77,7 @@ pub(super) trait TileKernel {
     /// The CPU has the kernel's instructions. `rows` is in `1..=MAX_ROWS` and `panels` is 1 or
     /// `panels(rows)`. The words, the slabs and the output tile that `tile` describes are valid, the
     /// first two initialised, the last so unless `first`, and nobody else uses the output tile.
-    unsafe fn tile(rows: usize, panels: usize, tile: Tile);
+    unsafe fn tile(rows: usize, panels: usize, tile: &Tile);
 }
 
 /// The columns of a product from `first` on, in rows of `stride`.
@@ -313,7 +313,7 @@ impl Work<'_> {
                     // SAFETY: `load` wrote `steps` words of each row, the slab was just measured, the
                     // tile's rows and whole panels lie inside `y` and belong to this task; `y` was
                     // initialised by its owner. The CPU is the caller's promise.
-                    unsafe { K::tile(rows.len(), at_once, call) };
+                    unsafe { K::tile(rows.len(), at_once, &call) };
                 } else {
                     // The padded panel: on a copy, of which the columns that exist return.
                     let columns = w.n - column;
@@ -328,7 +328,7 @@ impl Work<'_> {
                     call.y = copy.as_mut_ptr().cast();
                     call.y_stride = PANEL;
                     // SAFETY: as above, with the copy, `ROWS` rows of one panel, as the output.
-                    unsafe { K::tile(rows.len(), 1, call) };
+                    unsafe { K::tile(rows.len(), 1, &call) };
                     for (r, copy) in copy.iter().enumerate().take(rows.len()) {
                         // SAFETY: as above, and no other view of `y` is alive in this task.
                         let real = unsafe {

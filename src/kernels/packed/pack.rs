@@ -39,7 +39,7 @@ pub(super) const TILE_STEPS: usize = 16;
 const GROUP: usize = 4;
 
 /// A cache line of packed weights.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C, align(64))]
 pub(in crate::kernels) struct Line(pub(super) [u32; LINE_WORDS]);
 

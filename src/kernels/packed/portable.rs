@@ -18,7 +18,7 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
         1
     }
 
-    unsafe fn tile(rows: usize, panels: usize, t: Tile) {
+    unsafe fn tile(rows: usize, panels: usize, t: &Tile) {
         assert!(panels == 1);
         // SAFETY: the caller's promises are those that `tile` asks for.
         unsafe {
@@ -35,7 +35,7 @@ impl<const WIDEN: bool> TileKernel for Kernel<WIDEN> {
 
 /// # Safety
 /// As [`TileKernel::tile`], for one panel.
-unsafe fn tile<const R: usize, const WIDEN: bool>(t: Tile) {
+unsafe fn tile<const R: usize, const WIDEN: bool>(t: &Tile) {
     let step = if WIDEN { 16 } else { 32 };
     // SAFETY: the slab of one panel.
     let slab = unsafe { std::slice::from_raw_parts(t.slab.cast::<u32>(), t.steps * step) };

@@ -138,20 +138,10 @@ pub(super) fn rounded(numbers: [__m512; 2]) -> Line {
     unsafe { std::mem::transmute::<[__m256i; 2], Line>(halves) }
 }
 
-/// A line of right factors, the nearest bf16 of 16 columns: below at one step of k, above at the
-/// next.
+/// The nearest bf16 of 16 numbers.
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[inline]
-pub(super) fn paired(below: __m512, above: __m512) -> Line {
-    let [below, above] = [below, above].map(|numbers| _mm512_cvtepu16_epi32(nearest(numbers)));
-    let pairs = _mm512_or_si512(below, _mm512_slli_epi32::<16>(above));
-    // SAFETY: both are 64 bytes of plain bits.
-    unsafe { std::mem::transmute::<__m512i, Line>(pairs) }
-}
-
-#[target_feature(enable = "avx512f,avx512bf16")]
-#[inline]
-fn nearest(numbers: __m512) -> __m256i {
+pub(super) fn nearest(numbers: __m512) -> __m256i {
     // SAFETY: both are 32 bytes of plain bits.
     unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(numbers)) }
 }

@@ -40,7 +40,7 @@ impl TileKernel for Kernel {
         unsafe { avx512::row(w, x, work, codes) }
     }
 
-    unsafe fn tile(tiles: &mut Tiles, rows: usize, panels: usize, t: Tile) {
+    unsafe fn tile(tiles: &mut Tiles, rows: usize, panels: usize, t: &Tile) {
         assert!(panels == 1);
         // SAFETY: the CPU is the caller's promise.
         unsafe { tiles.shape(rows) };
@@ -49,10 +49,10 @@ impl TileKernel for Kernel {
         let sections = [(0, 1), (1, 1), (2, t.steps / TILE_STEPS)];
         for (sums, (first, steps)) in sums.iter_mut().zip(sections) {
             // SAFETY: the caller's tile has these sections, each of whole tiles.
-            unsafe { dots(&t, rows, first, steps, sums, &mut ahead) };
+            unsafe { dots(t, rows, first, steps, sums, &mut ahead) };
         }
         // SAFETY: the sums of `rows` rows were just written.
-        unsafe { store(&t, rows, &sums) };
+        unsafe { store(t, rows, &sums) };
     }
 }
 

@@ -33,7 +33,7 @@ macro_rules! kernel {
                 unsafe { row(w, x, work, codes) }
             }
 
-            unsafe fn tile((): &mut (), rows: usize, panels: usize, t: Tile) {
+            unsafe fn tile((): &mut (), rows: usize, panels: usize, t: &Tile) {
                 assert!(panels == 1);
                 for half in 0..2 {
                     // SAFETY: the caller's promises are those that are asked for, and a panel has
@@ -51,22 +51,22 @@ macro_rules! kernel {
         /// # Safety
         /// As [`TileKernel::tile`], for one panel; `half` is one of its two.
         #[target_feature(enable = $features)]
-        unsafe fn $tile<const R: usize>(t: Tile, half: usize) {
+        unsafe fn $tile<const R: usize>(t: &Tile, half: usize) {
             // SAFETY: the caller's tile.
             unsafe {
-                let mut sums = $dots::<R>(&t, half, from_offsets(&t, 0), 0, t.outlier_words);
-                let low: Sums<R> = from_offsets(&t, 1);
+                let mut sums = $dots::<R>(t, half, from_offsets(t, 0), 0, t.outlier_words);
+                let low: Sums<R> = from_offsets(t, 1);
                 for (sums, low) in sums.iter_mut().zip(low) {
                     for (sum, low) in sums.iter_mut().zip(low) {
                         *sum = _mm256_add_epi32(_mm256_slli_epi32::<7>(*sum), low);
                     }
                 }
-                let outliers = $dots(&t, half, sums, SECTION_STEPS, 2 * t.outlier_words);
+                let outliers = $dots(t, half, sums, SECTION_STEPS, 2 * t.outlier_words);
                 // The output holds them meanwhile: there are no registers for both.
-                store::<R>(&t, half, &outliers, true);
-                let sums = from_offsets(&t, 2);
-                let sums = $dots::<R>(&t, half, sums, 2 * SECTION_STEPS, t.steps);
-                store::<R>(&t, half, &sums, false);
+                store::<R>(t, half, &outliers, true);
+                let sums = from_offsets(t, 2);
+                let sums = $dots::<R>(t, half, sums, 2 * SECTION_STEPS, t.steps);
+                store::<R>(t, half, &sums, false);
             }
         }
 

@@ -24,7 +24,7 @@ impl TileKernel for Kernel {
         unsafe { row(w, x, work, codes) }
     }
 
-    unsafe fn tile((): &mut (), rows: usize, panels: usize, t: Tile) {
+    unsafe fn tile((): &mut (), rows: usize, panels: usize, t: &Tile) {
         // SAFETY: the caller's promises are those that `tile` asks for.
         unsafe { with_shape!(rows, panels, tile; t) }
     }
@@ -41,19 +41,19 @@ type Sums<const R: usize, const P: usize> = [[[__m512i; 2]; P]; R];
 /// # Safety
 /// As [`TileKernel::tile`].
 #[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn tile<const R: usize, const P: usize>(t: Tile) {
+unsafe fn tile<const R: usize, const P: usize>(t: &Tile) {
     // SAFETY: the caller's tile.
     unsafe {
-        let mut sums = dots::<R, P>(&t, from_offsets(&t, 0), 0, t.outlier_words);
-        let low: Sums<R, P> = from_offsets(&t, 1);
+        let mut sums = dots::<R, P>(t, from_offsets(t, 0), 0, t.outlier_words);
+        let low: Sums<R, P> = from_offsets(t, 1);
         each(&mut sums, |sum, r, p, half| {
             *sum = _mm512_add_epi32(_mm512_slli_epi32::<7>(*sum), low[r][p][half]);
         });
-        let outliers = dots(&t, sums, SECTION_STEPS, 2 * t.outlier_words);
+        let outliers = dots(t, sums, SECTION_STEPS, 2 * t.outlier_words);
         // The output holds them meanwhile: there are no registers for both.
-        store::<R, P>(&t, &outliers, true);
-        let sums = dots::<R, P>(&t, from_offsets(&t, 2), 2 * SECTION_STEPS, t.steps);
-        store::<R, P>(&t, &sums, false);
+        store::<R, P>(t, &outliers, true);
+        let sums = dots::<R, P>(t, from_offsets(t, 2), 2 * SECTION_STEPS, t.steps);
+        store::<R, P>(t, &sums, false);
     }
 }
 

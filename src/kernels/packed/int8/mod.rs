@@ -316,7 +316,7 @@ trait TileKernel {
     /// The CPU has the kernel's instructions. `rows` is in `1..=MAX_ROWS` and `panels` is 1 or
     /// `panels(rows)`. Everything that `tile` points to is valid for them, and nobody else uses
     /// the output tile.
-    unsafe fn tile(registers: &mut Self::Registers, rows: usize, panels: usize, tile: Tile);
+    unsafe fn tile(registers: &mut Self::Registers, rows: usize, panels: usize, tile: &Tile);
 }
 
 /// `y = x Wᵀ` with the kernels `K`, or what `end` makes of it; `x` and `y` are the same number of
@@ -439,13 +439,13 @@ unsafe fn task<K: TileKernel>(
         if *panel < whole {
             // SAFETY: the tile's rows and whole panels lie inside `y` and belong to this task, and
             // codes and weights have them. The CPU is the caller's promise.
-            unsafe { K::tile(&mut registers, rows.len(), *panels, call) };
+            unsafe { K::tile(&mut registers, rows.len(), *panels, &call) };
         } else {
             // The padded panel: on a copy, of which the columns that exist go to `y`.
             let mut copy = [[0.0f32; PANEL]; ROWS];
             (call.y, call.y_stride) = (copy.as_mut_ptr().cast(), PANEL);
             // SAFETY: as above, with the copy, `ROWS` rows of one panel, as the output.
-            unsafe { K::tile(&mut registers, rows.len(), 1, call) };
+            unsafe { K::tile(&mut registers, rows.len(), 1, &call) };
             let columns = w.n - panel * PANEL;
             for (r, copy) in copy.iter().enumerate().take(rows.len()) {
                 // SAFETY: `columns` elements of row `rows.start + r`, this task's.
@@ -483,7 +483,7 @@ unsafe fn gated_task<K: TileKernel>(
             call.fetch_ahead(if half == 0 { next } else { 1 - next }, &place);
             // SAFETY: `sums` has the tile's rows of its panels, and codes and weights have them. The
             // CPU is the caller's promise.
-            unsafe { K::tile(&mut registers, rows.len(), *panels, call) };
+            unsafe { K::tile(&mut registers, rows.len(), *panels, &call) };
         }
         let [gate, up] = &sums;
         let both = gate.chunks_exact(columns).zip(up.chunks_exact(columns));

@@ -14,7 +14,7 @@ impl TileKernel for Kernel {
         1
     }
 
-    unsafe fn tile((): &mut (), rows: usize, panels: usize, t: Tile) {
+    unsafe fn tile((): &mut (), rows: usize, panels: usize, t: &Tile) {
         assert!(panels == 1);
         for r in 0..rows {
             // SAFETY: the caller's tile has row r.
@@ -25,7 +25,7 @@ impl TileKernel for Kernel {
 
 /// # Safety
 /// As [`TileKernel::tile`], for one panel and a row `r` of it.
-unsafe fn row(t: Tile, r: usize) {
+unsafe fn row(t: &Tile, r: usize) {
     // SAFETY: row r of the caller's tile.
     let scales = unsafe { &*t.rows.add(r) };
     let dots = |mut sums: [i32; PANEL], first: usize, steps: usize| {
