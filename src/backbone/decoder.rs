@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, Values};
 use crate::error::{Error, Result, Status};
 use crate::kernels::{
     self, Arena, AtOnce, Backend, Form, HeadNorms, Heads, Inputs, KvShape, Linear, LinearLoader,
-    Meter, Piece, Pieces, Places, Precision, Rows, Span, TextRows, Vector,
+    Meter, Piece, Pieces, Places, Precision, Rows, TextRows, Vector,
 };
 
 /// Where in a block the hidden states are read.
@@ -276,21 +276,6 @@ impl Decoder {
             }
         }
         Ok(())
-    }
-
-    /// Norms and rotates the queries and keys of joined rows that do not lie on a GPU.
-    pub(super) fn norm_and_rotate(
-        &self,
-        qkv: &mut Rows,
-        places: &Places,
-        norms: Option<&HeadNorms>,
-    ) -> Result<()> {
-        kernels::norm_and_rotate(qkv, places, norms, self.config.heads())
-    }
-
-    /// Attention inside each span's own text.
-    pub(super) fn attend(&self, qkv: &Rows, spans: &[Span<'_>], form: Form) -> Result<Inputs> {
-        kernels::attention(qkv, spans, self.config.heads(), form)
     }
 }
 

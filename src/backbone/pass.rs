@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::kernels::{
-    self, AtOnce, Backend, Form, HeadNorms, Inputs, Kv, KvShape, Meter, Places, Precision, Rows,
-    Span, TextRows,
+    self, AtOnce, Backend, Form, HeadNorms, Inputs, Joined, Kv, KvShape, Meter, Places, Precision,
+    Rows, Span, TextRows,
 };
 
 /// Rows of a chunk, for each thread: wide enough for the matrix products to run at full speed, and
@@ -230,14 +230,14 @@ fn attend(
     layer: usize,
     segments: &mut [Segment],
     parts: &[Part],
-    (mut qkv, places): (Rows, &Places),
+    (qkv, places): (Rows, &Places),
     norms: Option<&HeadNorms>,
     form: Form,
 ) -> Result<Inputs> {
     if let Places::Cuda(_) = places {
         return kernels::attention_on_gpu(&qkv, places, norms, layer);
     }
-    decoder.norm_and_rotate(&mut qkv, places, norms)?;
+    let qkv = Joined::new(qkv, places, norms, decoder.config().heads())?;
     for part in parts {
         let segment = &mut segments[part.segment];
         let slot = segment.slot(layer);
@@ -255,7 +255,7 @@ fn attend(
             }
         })
         .collect();
-    decoder.attend(&qkv, &spans, form)
+    kernels::attention(&qkv, &spans, form)
 }
 
 /// The most rows of a chunk on this GPU, or on the current rayon pool, for a block that takes

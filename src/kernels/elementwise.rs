@@ -1,16 +1,13 @@
-//! RMSNorm, SwiGLU, the head norm with rotation, sums and ReLU, on the CPU.
+//! RMSNorm, SwiGLU, sums and ReLU, on the CPU.
 
 use rayon::prelude::*;
 
-use super::Heads;
 use super::inputs::{Inputs, Sink};
-use super::math::{self, Widest};
+use super::math::{self, LANES, Widest};
 use crate::error::Result;
 
 /// Elements a task works on where rows do not matter.
 const ELEMENTS_PER_TASK: usize = 16 << 10;
-/// Partial sums of a row, added up in a fixed order.
-const LANES: usize = 16;
 
 /// See [`super::rms_norm`].
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut Inputs) -> Result<()> {
@@ -65,7 +62,7 @@ fn rms_norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut Sink<'_>) {
 
 /// `1 / sqrt(mean(x^2) + eps)`
 #[inline(always)]
-fn rms_scale(x: &[f32], eps: f32) -> f32 {
+pub(super) fn rms_scale(x: &[f32], eps: f32) -> f32 {
     let mut sums = [0f32; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
@@ -76,7 +73,8 @@ fn rms_scale(x: &[f32], eps: f32) -> f32 {
     for (sum, x) in sums.iter_mut().zip(rest) {
         *sum += x * x;
     }
-    1.0 / (sums.iter().sum::<f32>() / x.len() as f32 + eps).sqrt()
+    let sum = math::join(sums, |a, b| a + b);
+    1.0 / (sum / x.len() as f32 + eps).sqrt()
 }
 
 /// See [`super::silu_mul`].
@@ -125,61 +123,4 @@ pub(super) fn relu(x: &mut [f32]) {
     // A value that is not a number stays one, as in torch.
     x.par_chunks_mut(ELEMENTS_PER_TASK)
         .for_each(|x| x.iter_mut().for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }));
-}
-
-/// The norms of query and key heads: their weights, and epsilon.
-#[derive(Clone, Copy)]
-pub(super) struct PlainHeadNorms<'a> {
-    pub(super) query: &'a [f32],
-    pub(super) key: &'a [f32],
-    pub(super) eps: f32,
-}
-
-/// See [`super::norm_and_rotate`].
-pub(super) fn norm_and_rotate(
-    qkv: &mut [f32],
-    cos: &[f32],
-    sin: &[f32],
-    norms: Option<PlainHeadNorms<'_>>,
-    heads: Heads,
-) {
-    let (row, half) = (heads.qkv(), heads.dim / 2);
-    let widest = Widest::detect();
-    qkv.par_chunks_mut(Sink::ROWS * row)
-        .zip(cos.par_chunks(Sink::ROWS * half))
-        .zip(sin.par_chunks(Sink::ROWS * half))
-        .for_each(|((qkv, cos), sin)| {
-            widest.run(
-                #[inline(always)]
-                || norm_and_rotate_rows(qkv, cos, sin, norms, heads),
-            );
-        });
-}
-
-#[inline(always)]
-fn norm_and_rotate_rows(
-    qkv: &mut [f32],
-    cos: &[f32],
-    sin: &[f32],
-    norms: Option<PlainHeadNorms<'_>>,
-    heads: Heads,
-) {
-    let half = heads.dim / 2;
-    let rows = qkv.chunks_exact_mut(heads.qkv());
-    for ((row, cos), sin) in rows.zip(cos.chunks_exact(half)).zip(sin.chunks_exact(half)) {
-        let rotated = (heads.query + heads.key_value) * heads.dim;
-        for (i, head) in row[..rotated].chunks_exact_mut(heads.dim).enumerate() {
-            if let Some(norms) = norms {
-                let weight = if i < heads.query { norms.query } else { norms.key };
-                let scale = rms_scale(head, norms.eps);
-                for (x, weight) in head.iter_mut().zip(weight) {
-                    *x = *x * scale * weight;
-                }
-            }
-            let (first, second) = head.split_at_mut(half);
-            for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
-            }
-        }
-    }
 }

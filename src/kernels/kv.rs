@@ -12,8 +12,9 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::attention::PageForm;
+use super::joined::View;
 use super::packed::Line;
-use super::{Backend, Heads, Precision, Rows, cuda};
+use super::{Backend, Heads, Joined, Precision, cuda};
 use crate::error::{Error, Result, Status};
 
 /// Tokens of a page.
@@ -128,8 +129,8 @@ impl Kv {
         }
     }
 
-    /// Takes the keys and values out of some of the joined rows `qkv`, those of the tokens from
-    /// `position` on, at `layer`. A GPU's are stored by [`super::attention_on_gpu`].
+    /// Takes the keys and values of some rows, those of the tokens from `position` on, at `layer`. A
+    /// GPU's are stored by [`super::attention_on_gpu`].
     ///
     /// # Errors
     /// `Internal` when the device fails, or for keys of another one.
@@ -137,11 +138,11 @@ impl Kv {
         &mut self,
         layer: usize,
         position: usize,
-        qkv: &Rows,
+        qkv: &Joined<'_>,
         rows: Range<usize>,
     ) -> Result<()> {
-        match (self, qkv.device()) {
-            (Self::Pages(pages), _) => pages.store(layer, position, qkv.range(rows)?),
+        match (self, qkv.rows().device()) {
+            (Self::Pages(pages), _) => pages.store(layer, position, qkv.view()?.range(rows)),
             (Self::Tensors(tensors), Some(qkv)) => {
                 let qkv = qkv.narrow(0, rows.start, rows.len())?;
                 Ok(tensors.store(layer, position, &qkv)?)
@@ -209,10 +210,9 @@ impl Pages {
         Ok(())
     }
 
-    fn store(&mut self, layer: usize, position: usize, qkv: &[f32]) -> Result<()> {
-        let (heads, form) = (self.shape.heads, self.form);
-        let row = heads.qkv();
-        let end = position + qkv.len() / row;
+    fn store(&mut self, layer: usize, position: usize, qkv: View<'_>) -> Result<()> {
+        let form = self.form;
+        let end = position + qkv.len();
         let first = position / PAGE_TOKENS;
         let range = self.layer_range(layer);
         let pages = self.pages.get_mut(first..end.div_ceil(PAGE_TOKENS));
@@ -221,8 +221,8 @@ impl Pages {
             let page = Arc::get_mut(page).ok_or_else(|| Error::internal("a page is shared"))?;
             let start = (first + i) * PAGE_TOKENS;
             let tokens = start.max(position)..end.min(start + PAGE_TOKENS);
-            let rows = &qkv[(tokens.start - position) * row..(tokens.end - position) * row];
-            form.write(&mut page.data[range.clone()], tokens.start - start, rows, heads);
+            let rows = qkv.range(tokens.start - position..tokens.end - position);
+            form.write(&mut page.data[range.clone()], tokens.start - start, rows);
             Ok(())
         })
     }
@@ -308,6 +308,7 @@ mod tests {
     use candle_core::{DType, Device};
 
     use super::*;
+    use crate::kernels::Rows;
 
     #[test]
     fn a_copy_on_another_device_goes_on_from_its_beginning_and_counts_its_own_bytes() {
@@ -318,7 +319,8 @@ mod tests {
         let meter = Meter::default();
         let rows = |count: usize, value: f32| {
             let rows = Tensor::full(value, (count, heads.qkv()), &Device::Cpu).unwrap();
-            Rows::on_device(rows.to_dtype(DType::BF16).unwrap()).unwrap()
+            let rows = Rows::on_device(rows.to_dtype(DType::BF16).unwrap()).unwrap();
+            Joined::rotated(rows, heads)
         };
         let keys = |kv: &Kv| -> Vec<f32> {
             let Kv::Tensors(tensors) = kv else { panic!("pages") };

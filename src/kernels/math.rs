@@ -32,6 +32,18 @@ impl<F: FnMut()> WithSimd for Body<F> {
     }
 }
 
+/// Partial results of a row, which are brought together in one order.
+pub(super) const LANES: usize = 16;
+
+/// The lanes' halves are joined until one is left: a chain of 16 would wait for each of them.
+#[inline(always)]
+pub(super) fn join(lanes: [f32; LANES], operation: impl Fn(f32, f32) -> f32) -> f32 {
+    let eight: [f32; 8] = std::array::from_fn(|i| operation(lanes[i], lanes[i + 8]));
+    let four: [f32; 4] = std::array::from_fn(|i| operation(eight[i], eight[i + 4]));
+    let two: [f32; 2] = std::array::from_fn(|i| operation(four[i], four[i + 2]));
+    operation(two[0], two[1])
+}
+
 /// `e^x` in f32, within 2 units in the last place; 0 below -87.3, and `e^88.3` above 88.3.
 ///
 /// Branch-free: Cephes' reduction by ln 2 in two parts and its degree-5 polynomial.

@@ -16,6 +16,7 @@ mod composed;
 mod cuda;
 mod elementwise;
 mod inputs;
+mod joined;
 mod kv;
 mod linear;
 mod math;
@@ -43,6 +44,7 @@ pub(crate) use cuda::Emulation;
 pub(crate) use cuda::without_cuda;
 pub(crate) use cuda::{Columns, Desk, Gpu, Memory, Pages as GpuPages, Read, Reading};
 pub(crate) use inputs::{Form, Inputs};
+pub(crate) use joined::Joined;
 pub(crate) use kv::{Charge, Kv, KvShape, Meter, PAGE_TOKENS, zeros};
 pub(crate) use linear::{Linear, LinearLoader, Precision};
 pub(crate) use packed::{LAYOUT, Piece, Pieces, kernels as packed_for};
@@ -247,7 +249,7 @@ pub(crate) fn embed_on_gpu(table: &Memory, shape: [usize; 2], places: &Places) -
     Ok(Rows::on_gpu(rows, shape))
 }
 
-/// What [`norm_and_rotate`], storing and [`attention`] are elsewhere, at layer `layer` of all: the keys
+/// What [`Joined`], storing and [`attention`] are elsewhere, at layer `layer` of all: the keys
 /// go into their pages as they are rotated.
 ///
 /// # Errors
@@ -273,37 +275,6 @@ pub(crate) fn attention_on_gpu(
     Ok(Rows::on_gpu(attended, shape).into())
 }
 
-/// Norms (where the family has them) and rotates the query and key heads of `qkv`,
-/// `[tokens, (query + 2 key_value) * dim]`, that do not lie on a GPU.
-pub(crate) fn norm_and_rotate(
-    qkv: &mut Rows,
-    places: &Places,
-    norms: Option<&HeadNorms>,
-    heads: Heads,
-) -> Result<()> {
-    let Places::Rotations(cos, sin) = places else {
-        return Err(Error::internal("a GPU's places for rows that lie elsewhere"));
-    };
-    if let (Some(x), Some(cos), Some(sin)) = (qkv.device(), cos.device(), sin.device()) {
-        let norms = match norms {
-            Some(n) => Some((n.query.device()?, n.key.device()?, n.eps)),
-            None => None,
-        };
-        *qkv = Rows::on_device(composed::norm_and_rotate(x, cos, sin, norms, heads)?)?;
-        return Ok(());
-    }
-    let norms = match norms {
-        Some(n) => Some(elementwise::PlainHeadNorms {
-            query: n.query.cpu()?,
-            key: n.key.cpu()?,
-            eps: n.eps as f32,
-        }),
-        None => None,
-    };
-    elementwise::norm_and_rotate(qkv.cpu_mut()?, cos.cpu()?, sin.cpu()?, norms, heads);
-    Ok(())
-}
-
 /// Rows of a packed tensor that are consecutive tokens of one text.
 pub(crate) struct Span<'a> {
     pub(crate) rows: Range<usize>,
@@ -319,19 +290,15 @@ pub(crate) struct Span<'a> {
 /// `[tokens, query * dim]`. Spans come in the order of their rows, and together are all of them.
 ///
 /// On the CPU, queries and weights are rounded to bf16 where keys and values are kept in it.
-pub(crate) fn attention(
-    qkv: &Rows,
-    spans: &[Span<'_>],
-    heads: Heads,
-    form: Form,
-) -> Result<Inputs> {
-    if let Some(qkv) = qkv.device() {
+pub(crate) fn attention(qkv: &Joined<'_>, spans: &[Span<'_>], form: Form) -> Result<Inputs> {
+    let (rows, heads) = (qkv.rows(), qkv.heads());
+    if let Some(qkv) = rows.device() {
         return Ok(Rows::on_device(composed::attention(qkv, spans, heads)?)?.into());
     }
     // A head is written as whole tiles or as numbers.
     let form = if heads.dim.is_multiple_of(inputs::TILE) { form } else { Form::Rows };
-    let mut out = Inputs::lend(qkv.arena()?, qkv.rows(), heads.query * heads.dim, form)?;
-    attention::attention(qkv.cpu()?, spans, heads, qkv.arena()?, &mut out)?;
+    let mut out = Inputs::lend(rows.arena()?, rows.rows(), heads.query * heads.dim, form)?;
+    attention::attention(qkv.view()?, spans, rows.arena()?, &mut out)?;
     Ok(out)
 }
 

@@ -1,6 +1,5 @@
 //! Activations, and the vectors that scale them, each where it is computed with.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
@@ -129,14 +128,6 @@ impl Rows {
             Place::Cpu(values) => Ok(values.arena()),
             Place::Cuda(_) | Place::Device(_) => Err(elsewhere()),
         }
-    }
-
-    /// Some of the rows, on the CPU.
-    ///
-    /// # Errors
-    /// `Internal` where they are not on the CPU.
-    pub(crate) fn range(&self, rows: Range<usize>) -> Result<&[f32]> {
-        Ok(&self.cpu()?[rows.start * self.width..rows.end * self.width])
     }
 }
 

@@ -18,6 +18,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::inputs::Inputs;
+use super::joined::View;
 use super::kv::{Kv, Pages};
 use super::{Arena, Heads, Span};
 #[cfg(target_arch = "x86_64")]
@@ -104,9 +105,8 @@ impl Kernel {
 /// # Errors
 /// `Internal` for spans that are not what is asked there; `OutOfMemory`.
 pub(super) fn attention(
-    qkv: &[f32],
+    qkv: View<'_>,
     spans: &[Span<'_>],
-    heads: Heads,
     arena: &Arena,
     out: &mut Inputs,
 ) -> Result<()> {
@@ -114,20 +114,19 @@ pub(super) fn attention(
         Some(Span { kv: Kv::Pages(pages), .. }) => pages.form(),
         _ => PageForm::Numbers,
     };
-    attend(Kernel::new(form, heads.dim), qkv, spans, heads, arena, out)
+    attend(Kernel::new(form, qkv.heads().dim), qkv, spans, arena, out)
 }
 
 /// As [`attention`], with that kernel.
 fn attend(
     kernel: Kernel,
-    qkv: &[f32],
+    qkv: View<'_>,
     spans: &[Span<'_>],
-    heads: Heads,
     arena: &Arena,
     out: &mut Inputs,
 ) -> Result<()> {
-    let Heads { query, key_value, dim } = heads;
-    let tokens = qkv.len() / heads.qkv();
+    let Heads { query, key_value, dim } = qkv.heads();
+    let tokens = qkv.len();
     let per_task = (tokens * key_value).div_ceil(4 * rayon::current_num_threads());
     let (fewest, most) = kernel.rows(query / key_value);
     let per_task = per_task.clamp(fewest, most);
@@ -160,7 +159,7 @@ fn attend(
             strips.push((pages, span.layer, rows, span.position + start - span.rows.start));
         }
     }
-    if covered != tokens || qkv.len() != tokens * heads.qkv() {
+    if covered != tokens {
         return Err(Error::internal(format!(
             "spans of {covered} tokens, where there are {tokens}"
         )));
@@ -170,12 +169,12 @@ fn attend(
     for (pages, layer, rows, position) in &strips {
         for head in 0..key_value {
             tasks.push(Task {
-                qkv: &qkv[rows.start * heads.qkv()..rows.end * heads.qkv()],
+                qkv: qkv.range(rows.clone()),
                 pages,
                 layer: *layer,
                 head,
                 positions: *position..position + rows.len(),
-                heads,
+                heads: qkv.heads(),
                 out,
                 first_row: rows.start,
             });
@@ -249,7 +248,7 @@ impl Output {
 /// The attention of some query rows of one text, for one key head.
 struct Task<'a> {
     /// The rows' queries, keys and values.
-    qkv: &'a [f32],
+    qkv: View<'a>,
     pages: &'a Pages,
     layer: usize,
     head: usize,
@@ -278,11 +277,11 @@ impl Task<'_> {
         self.positions.start + at / self.group()
     }
 
-    /// The elements of query `at`.
-    fn query(&self, at: usize) -> &[f32] {
+    /// Query `at`, `[dim]`.
+    #[inline(always)]
+    fn query(&self, at: usize, out: &mut [f32]) {
         let (row, member) = (at / self.group(), at % self.group());
-        let head = self.head * self.group() + member;
-        &self.qkv[row * self.heads.qkv() + head * self.heads.dim..][..self.heads.dim]
+        self.qkv.query(row, self.head * self.group() + member, out);
     }
 
     /// What queries are multiplied by.
@@ -306,7 +305,7 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::*;
-    use crate::kernels::{Backend, Form, KvShape, Meter, Precision, Rows};
+    use crate::kernels::{Backend, Form, Joined, KvShape, Meter, Precision, Rows};
 
     /// Text of `length` tokens whose first `known` ran before, by each kernel of f32.
     #[test]
@@ -324,14 +323,15 @@ mod tests {
                 kv.reserve(0, length).unwrap();
                 let text = Tensor::randn(0f32, 1.5, length * heads.qkv(), &Device::Cpu).unwrap();
                 let text = Rows::copied(&arena, &text.to_vec1().unwrap(), heads.qkv()).unwrap();
+                let text = Joined::rotated(text, heads);
                 kv.store(0, 0, &text, 0..length).unwrap();
                 let rows = length - known;
                 let run = |kernel| {
                     let span = Span { rows: 0..rows, position: known, kv: &kv, layer: 0 };
                     let mut out = Inputs::lend(&arena, rows, query * dim, Form::Rows).unwrap();
                     out.rows_mut().unwrap().cpu_mut().unwrap().fill(f32::NAN);
-                    let qkv = text.range(known..length).unwrap();
-                    attend(kernel, qkv, &[span], heads, &arena, &mut out).unwrap();
+                    let qkv = text.view().unwrap().range(known..length);
+                    attend(kernel, qkv, &[span], &arena, &mut out).unwrap();
                     let out = out.into_rows().unwrap();
                     out.cpu().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
                 };

@@ -1,7 +1,9 @@
 //! How pages of the CPU keep keys and values: as the kernel that attends to them reads them.
 #![allow(unsafe_code)] // Tiles exist only where the CPU has the instructions that fill them.
 
+use super::super::joined::View;
 use super::super::kv::PAGE_TOKENS;
+use super::super::math::Widest;
 use super::super::packed::Line;
 use super::super::{Heads, Precision};
 #[cfg(target_arch = "x86_64")]
@@ -39,42 +41,47 @@ impl PageForm {
         }
     }
 
-    /// Writes rows of joined queries, keys and values, `[rows, qkv]`, into a page's layer, from its token
-    /// `first` on.
-    pub(in crate::kernels) fn write(
-        self,
-        page: &mut [Line],
-        first: usize,
-        qkv: &[f32],
-        heads: Heads,
-    ) {
+    /// Writes the keys and values of rows into a page's layer, from its token `first` on.
+    pub(in crate::kernels) fn write(self, page: &mut [Line], first: usize, qkv: View<'_>) {
         let (keys, values) = page.split_at_mut(page.len() / 2);
         match self {
             Self::Numbers => {
-                let (keys, values) =
-                    (bytemuck::cast_slice_mut(keys), bytemuck::cast_slice_mut(values));
-                write_numbers(keys, values, first, qkv, heads);
+                let keys = bytemuck::cast_slice_mut(keys);
+                let values = bytemuck::cast_slice_mut(values);
+                let mut key = vec![0.0; qkv.heads().dim];
+                Widest::detect().run(
+                    #[inline(always)]
+                    || write_numbers(keys, values, first, qkv, &mut key),
+                );
             }
             // SAFETY: the unit is there, and with it the instructions.
             #[cfg(target_arch = "x86_64")]
-            Self::Tiles(_) => unsafe { tiled::write(keys, values, first, qkv, heads) },
+            Self::Tiles(_) => unsafe { tiled::write(keys, values, first, qkv) },
         }
     }
 }
 
-fn write_numbers(keys: &mut [f32], values: &mut [f32], first: usize, qkv: &[f32], heads: Heads) {
-    let Heads { query, key_value, dim } = heads;
+/// `key` is for a key at work.
+#[inline(always)]
+fn write_numbers(
+    keys: &mut [f32],
+    values: &mut [f32],
+    first: usize,
+    qkv: View<'_>,
+    key: &mut [f32],
+) {
+    let dim = qkv.heads().dim;
     let of_heads = keys.chunks_exact_mut(dim * PAGE_TOKENS);
     let of_heads = of_heads.zip(values.chunks_exact_mut(dim * PAGE_TOKENS));
     // Head by head: a head's part of a page stays in the L1 cache, that of all heads does not.
     for (head, (keys, values)) in of_heads.enumerate() {
-        let key = (query + head) * dim;
-        let value = key + key_value * dim;
-        for (token, row) in (first..).zip(qkv.chunks_exact(heads.qkv())) {
+        for row in 0..qkv.len() {
+            let token = first + row;
+            qkv.key(row, head, key);
             // A key's elements stand apart, so that those of a page's tokens stand side by side.
             let targets = keys[token..].iter_mut().step_by(PAGE_TOKENS);
-            targets.zip(&row[key..][..dim]).for_each(|(target, x)| *target = *x);
-            values[token * dim..][..dim].copy_from_slice(&row[value..][..dim]);
+            targets.zip(&*key).for_each(|(target, x)| *target = *x);
+            values[token * dim..][..dim].copy_from_slice(qkv.value(row, head));
         }
     }
 }

@@ -3,7 +3,7 @@
 use pulp::{Simd, WithSimd};
 
 use super::super::kv::PAGE_TOKENS;
-use super::super::math;
+use super::super::math::{self, LANES};
 use super::Task;
 
 /// Keys in a block. Blocks start at multiples of it, counted from the text's first token, so that
@@ -77,9 +77,8 @@ pub(super) fn attend<P: Products>(products: P, mut task: Task<'_>) {
     };
     let scale = task.scale();
     for (at, target) in scratch.queries.chunks_exact_mut(dim).enumerate() {
-        for (target, source) in target.iter_mut().zip(task.query(at)) {
-            *target = source * scale;
-        }
+        task.query(at, target);
+        target.iter_mut().for_each(|x| *x *= scale);
     }
     let mut pages = task.pages.head(task.layer, task.head);
     for start in (0..task.positions.end).step_by(KEYS) {
@@ -286,22 +285,21 @@ fn store<S: Simd>(simd: S, slice: &mut [f32], low: S::f32s, high: S::f32s) {
 
 #[inline(always)]
 fn max(row: &[f32; KEYS]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    for chunk in row.as_chunks::<16>().0 {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane = if *x > *lane { *x } else { *lane };
-        }
-    }
-    lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    lanes(row, f32::NEG_INFINITY, |most, x| if x > most { x } else { most })
 }
 
 #[inline(always)]
 fn sum(row: &[f32; KEYS]) -> f32 {
-    let mut lanes = [0f32; 16];
-    for chunk in row.as_chunks::<16>().0 {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += x;
+    lanes(row, 0.0, |sum, x| sum + x)
+}
+
+#[inline(always)]
+fn lanes(row: &[f32; KEYS], first: f32, operation: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [first; LANES];
+    for chunk in row.as_chunks().0 {
+        for (lane, x) in lanes.iter_mut().zip::<&[f32; LANES]>(chunk) {
+            *lane = operation(*lane, *x);
         }
     }
-    lanes.iter().sum()
+    math::join(lanes, operation)
 }

@@ -13,13 +13,14 @@ use std::ops::Range;
 
 use super::Task;
 use crate::error::Result;
+use crate::kernels::Arena;
+use crate::kernels::joined::View;
 use crate::kernels::kv::PAGE_TOKENS;
 use crate::kernels::packed::Line;
 use crate::kernels::strips::LINE_FLOATS;
 use crate::kernels::tiles::{
     Multiplier, PANEL, Product, SIDE, STEP_LINES, Sums, TILE_K, Unit, nearest, rounded,
 };
-use crate::kernels::{Arena, Heads};
 
 /// Keys in a block. Blocks start at multiples of it, counted from the text's first token.
 const KEYS: usize = 128;
@@ -29,6 +30,10 @@ const PANELS: usize = KEYS / PANEL;
 pub(super) const QUERIES: usize = 2 * SIDE;
 
 const PAGES: usize = KEYS / PAGE_TOKENS;
+
+/// By how much, as an exponent of 2, scores may exceed what weights are relative to: most blocks have a
+/// score that is larger than all before by little, and leave the sums alone.
+const HEADROOM: f32 = 8.0;
 
 /// Lines of a page's values that are a step's part of a panel.
 const PAGE_LINES: usize = STEP_LINES / 2;
@@ -54,8 +59,7 @@ struct Scratch<'a> {
     weights: &'a mut [Line],
     /// Of a pair of strips, `[QUERIES, KEYS]`.
     scores: &'a mut [f32],
-    /// The sums of values so far, `[queries, dim]`, for the largest scores so far, and the sums of
-    /// exponentials below those.
+    /// The sums of values so far, `[queries, dim]`, for the maxima, and the sums of weights: see [`weigh`].
     sums: &'a mut [f32],
     maxima: Vec<f32>,
     totals: Vec<f32>,
@@ -146,13 +150,14 @@ fn vector(numbers: &[f32], index: usize) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn load_queries(task: &Task<'_>, scratch: &mut Scratch<'_>) {
     let scale = _mm512_set1_ps(task.scale() * std::f32::consts::LOG2_E);
+    let mut query = vec![0.0; scratch.dim];
     let strips = scratch.queries.chunks_exact_mut(scratch.dim / TILE_K * SIDE);
     for (strip, tiles) in strips.enumerate() {
         for r in 0..SIDE.min(task.queries() - strip * SIDE) {
-            let query = task.query(strip * SIDE + r);
+            task.query(strip * SIDE + r, &mut query);
             for (step, line) in tiles[r..].iter_mut().step_by(SIDE).enumerate() {
                 *line = rounded(
-                    [2 * step, 2 * step + 1].map(|i| _mm512_mul_ps(vector(query, i), scale)),
+                    [2 * step, 2 * step + 1].map(|i| _mm512_mul_ps(vector(&query, i), scale)),
                 );
             }
         }
@@ -201,30 +206,30 @@ fn load_values(block: &[Page<'_>; PAGES], count: usize, dim: usize, out: &mut [L
     }
 }
 
-/// Writes rows of joined queries, keys and values into a page's keys and values of all heads, from its
-/// token `first` on.
+/// Writes the keys and values of rows into a page's keys and values of all heads, from its token `first`
+/// on.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) fn write(
-    keys: &mut [Line],
-    values: &mut [Line],
-    first: usize,
-    qkv: &[f32],
-    heads: Heads,
-) {
-    let Heads { query, key_value, dim } = heads;
+pub(super) fn write(keys: &mut [Line], values: &mut [Line], first: usize, qkv: View<'_>) {
+    let dim = qkv.heads().dim;
+    let written = (((1u32 << qkv.len()) - 1) << first) as u16;
+    let mut rotated = vec![0.0; PAGE_TOKENS * dim];
     let of_heads = keys.chunks_exact_mut(dim / 2).zip(values.chunks_exact_mut(dim / 2));
     for (head, (keys, values)) in of_heads.enumerate() {
-        let at = (query + head) * dim;
-        for (token, row) in (first..).zip(qkv.chunks_exact(heads.qkv())) {
-            let key = &row[at..][..dim];
-            for (step, lines) in keys.chunks_exact_mut(SIDE).enumerate() {
-                let pairs = rounded([2 * step, 2 * step + 1].map(|i| vector(key, i)));
-                let pairs: [u32; SIDE] = bytemuck::cast(pairs);
-                for (line, pair) in lines.iter_mut().zip(pairs) {
-                    bytemuck::cast_mut::<_, [u32; PAGE_TOKENS]>(line)[token] = pair;
-                }
+        for (row, key) in rotated.chunks_exact_mut(dim).enumerate().take(qkv.len()) {
+            qkv.key(row, head, key);
+        }
+        for (step, lines) in keys.as_chunks_mut::<SIDE>().0.iter_mut().enumerate() {
+            let mut pairs = [_mm512_setzero_si512(); PAGE_TOKENS];
+            let tokens = pairs[first..].iter_mut().zip(rotated.chunks_exact(dim));
+            for (pairs, key) in tokens.take(qkv.len()) {
+                *pairs = bits(rounded([0, 1].map(|i| vector(key, 2 * step + i))));
             }
-            let value = &row[at + key_value * dim..][..dim];
+            for (line, pairs) in lines.iter_mut().zip(turned(pairs)) {
+                *line = line_of(_mm512_mask_mov_epi32(bits(*line), written, pairs));
+            }
+        }
+        for row in 0..qkv.len() {
+            let (token, value) = (first + row, qkv.value(row, head));
             for (panel, lines) in values.chunks_exact_mut(PAGE_LINES).enumerate() {
                 for (half, line) in lines[token / 2 * 2..][..2].iter_mut().enumerate() {
                     set_half(line, token % 2, vector(value, 2 * panel + half));
@@ -234,21 +239,65 @@ pub(super) fn write(
     }
 }
 
+/// Rows as columns.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn turned(rows: [__m512i; SIDE]) -> [__m512i; SIDE] {
+    // Words of two rows in turns, then pairs of four rows, then quarters of eight and of all.
+    let mut words = rows;
+    for i in (0..SIDE).step_by(2) {
+        words[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        words[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    let mut pairs = words;
+    for i in (0..SIDE).step_by(4) {
+        for j in 0..2 {
+            pairs[i + 2 * j] = _mm512_unpacklo_epi64(words[i + j], words[i + j + 2]);
+            pairs[i + 2 * j + 1] = _mm512_unpackhi_epi64(words[i + j], words[i + j + 2]);
+        }
+    }
+    // Row i of four: words i, i + 4, i + 8 and i + 12 of four rows, a quarter each.
+    let mut out = pairs;
+    for i in 0..4 {
+        let [a, b, c, d] = [0, 4, 8, 12].map(|four| pairs[four + i]);
+        let [ab_even, ab_odd] = [
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b),
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b),
+        ];
+        let [cd_even, cd_odd] = [
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(c, d),
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(c, d),
+        ];
+        out[i] = _mm512_shuffle_i32x4::<0b10_00_10_00>(ab_even, cd_even);
+        out[i + 8] = _mm512_shuffle_i32x4::<0b11_01_11_01>(ab_even, cd_even);
+        out[i + 4] = _mm512_shuffle_i32x4::<0b10_00_10_00>(ab_odd, cd_odd);
+        out[i + 12] = _mm512_shuffle_i32x4::<0b11_01_11_01>(ab_odd, cd_odd);
+    }
+    out
+}
+
 /// Sets the lower half (0) of each word, or the upper one (1), to the nearest bf16.
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[inline]
 fn set_half(line: &mut Line, half: usize, numbers: __m512) {
     let numbers = _mm512_cvtepu16_epi32(nearest(numbers));
+    let others = _mm512_set1_epi32(if half == 0 { !0xffff } else { 0xffff });
+    let numbers = if half == 0 { numbers } else { _mm512_slli_epi32::<16>(numbers) };
+    *line = line_of(_mm512_or_si512(_mm512_and_si512(bits(*line), others), numbers));
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn bits(line: Line) -> __m512i {
     // SAFETY: both are 64 bytes of plain bits.
-    let words = unsafe { std::mem::transmute::<Line, __m512i>(*line) };
-    let words = if half == 0 {
-        _mm512_or_si512(_mm512_and_si512(words, _mm512_set1_epi32(!0xffff)), numbers)
-    } else {
-        let lower = _mm512_and_si512(words, _mm512_set1_epi32(0xffff));
-        _mm512_or_si512(lower, _mm512_slli_epi32::<16>(numbers))
-    };
-    // SAFETY: as above.
-    *line = unsafe { std::mem::transmute::<__m512i, Line>(words) };
+    unsafe { std::mem::transmute::<Line, __m512i>(line) }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn line_of(bits: __m512i) -> Line {
+    // SAFETY: both are 64 bytes of plain bits.
+    unsafe { std::mem::transmute::<__m512i, Line>(bits) }
 }
 
 impl Scratch<'_> {
@@ -326,8 +375,8 @@ impl Scratch<'_> {
 }
 
 /// Makes weights of a query's scores, whole panels of which `seen` count: powers of 2 of what they
-/// are below the largest score so far, which go to `lines`. Their sum is added to `total`, after that
-/// has shrunk by what is returned.
+/// are above `maximum`, the largest score so far or a little less, which go to `lines`. Their sum is added
+/// to `total`, after that has shrunk by what is returned, as what was summed before has to.
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[inline]
 fn weigh<'l>(
@@ -342,25 +391,24 @@ fn weigh<'l>(
     for i in 0..scores.len() / LINE_FLOATS {
         largest = _mm512_max_ps(largest, vector(scores, i));
     }
-    let largest = _mm512_reduce_max_ps(largest).max(*maximum);
-    let above = _mm512_set1_ps(largest);
-    let shrink = if largest == *maximum {
-        1.0
-    } else {
-        _mm512_cvtss_f32(exp2(_mm512_sub_ps(_mm512_set1_ps(*maximum), above)))
-    };
+    let largest = _mm512_reduce_max_ps(largest);
+    let mut shrink = 1.0;
+    if largest > *maximum + HEADROOM {
+        shrink = _mm512_cvtss_f32(exp2(_mm512_set1_ps(*maximum - largest)));
+        *maximum = largest;
+    }
+    let above = _mm512_set1_ps(*maximum);
     let mut sums = _mm512_setzero_ps();
     for (panel, line) in scores.as_chunks::<PANEL>().0.iter().zip(lines) {
         let weights = [0, 1].map(|i| exp2(_mm512_sub_ps(vector(panel, i), above)));
         sums = _mm512_add_ps(sums, _mm512_add_ps(weights[0], weights[1]));
         *line = rounded(weights);
     }
-    *maximum = largest;
     *total = *total * shrink + _mm512_reduce_add_ps(sums);
     shrink
 }
 
-/// `2^x` of what is at most 0, within 3e-7 of it; 0 below -150.
+/// `2^x` within 3e-7 of it; 0 below -150.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn exp2(x: __m512) -> __m512 {
@@ -394,7 +442,7 @@ mod tests {
             // SAFETY: the CPU has AVX-512.
             unsafe { _mm512_cvtss_f32(exp2(_mm512_set1_ps(x))) }
         };
-        for i in 0..126_000 {
+        for i in -9_000..126_000 {
             let x = -i as f32 / 1000.0;
             let exact = f64::from(x).exp2();
             let apart = (f64::from(power(x)) - exact).abs() / exact;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::error::{Error, Result, Status};
 use crate::kernels::kv::{KvShape, Meter, PAGE_TOKENS, Tensors};
-use crate::kernels::{Heads, Kv, Precision, Span, composed};
+use crate::kernels::{Heads, Joined, Kv, Precision, Span, composed};
 
 /// Heads of models that tensor cores serve, and of others.
 const HEADS: [Heads; 5] = [
@@ -555,6 +555,7 @@ fn twins_equal_candles_operations() {
                 )
                 .unwrap();
                 let rows = crate::kernels::Rows::on_device(rotated.clone()).unwrap();
+                let rows = Joined::rotated(rows, heads);
                 kv.store(1, position, &rows, 0..count).unwrap();
                 texts[0].rows = 0..count;
                 texts[0].position = position;

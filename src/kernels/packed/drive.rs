@@ -355,8 +355,6 @@ fn load(x: &[f32], round: bool, acts: &mut [MaybeUninit<f32>; ACT_STRIDE]) {
             act.write(bf16::from_f32(*v).to_f32());
         }
     } else {
-        for (act, v) in acts.iter_mut().zip(x) {
-            act.write(*v);
-        }
+        acts[..x.len()].write_copy_of_slice(x);
     }
 }

@@ -307,23 +307,24 @@ impl Weights {
 
         let (outlier_scale, inverse) = scale(&apart, LARGEST_PAIR);
         let slots = self.slots();
+        let mut sums = [0i32; 3];
         for (i, v) in apart[..slots].iter().enumerate() {
             let pair = integer(v * inverse);
             let high = (pair + 64) >> 7;
-            (first[i], second[i], second[slots + i]) =
-                (high as i8, high as i8, (pair - (high << 7)) as i8);
+            let [high, low] = [high, pair - (high << 7)].map(|digit| digit as i8);
+            (first[i], second[i], second[slots + i]) = (high, high, low);
+            sums[0] += i32::from(high);
+            sums[1] += i32::from(high) + i32::from(low);
         }
         rotate(work);
         let (scale, inverse) = scale(work, LARGEST);
         for (code, v) in rotated.iter_mut().zip(&*work) {
-            *code = integer(v * inverse) as i8;
+            let value = integer(v * inverse);
+            *code = value as i8;
+            // It is the code, but for what is not finite, whose scale is NaN.
+            sums[2] = sums[2].wrapping_add(value);
         }
-        let offset = |codes: &[i8]| -128 * codes.iter().map(|&c| i32::from(c)).sum::<i32>();
-        RowScales {
-            scale,
-            outlier_scale,
-            offsets: [offset(first), offset(second), offset(rotated)],
-        }
+        RowScales { scale, outlier_scale, offsets: sums.map(|sum| sum.wrapping_mul(-128)) }
     }
 }
 
