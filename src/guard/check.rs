@@ -22,27 +22,28 @@ const MOST_BF16: f64 = 0.03;
 /// How many times that one of them may be.
 const WORST: f64 = 8.0;
 
-/// Runs parts of `tokens` through the plan's first block, there and on the CPU in f32, and compares the
-/// means of its states.
+/// Runs parts of `tokens` through the first block of `decoder`, which was made from `plan`, and of one on
+/// the CPU in f32, and compares the means of its states.
 ///
 /// # Errors
 /// `Internal` where they differ by more than rounding; those of loading and running.
-pub(super) fn first_block(plan: &Plan<'_>, tokens: &[u32]) -> Result<()> {
+pub(super) fn first_block(decoder: &Decoder, plan: &Plan<'_>, tokens: &[u32]) -> Result<()> {
     let part =
         |range: Range<usize>| &tokens[range.start.min(tokens.len())..range.end.min(tokens.len())];
     let texts = TEXTS.map(|(range, running_from)| (part(range), running_from));
     let texts: Vec<_> = texts.into_iter().filter(|(tokens, _)| !tokens.is_empty()).collect();
     let hidden = plan.config.hidden_size;
-    let observed = Observed { site: Site::Residual, layers: vec![0] };
-    let run = |backend: &Backend, precision| -> Result<Vec<Vec<f32>>> {
-        let plan = Plan { observed: &observed, backend, precision, ..*plan };
-        let decoder = Decoder::load(&plan, None)?;
+    let run = |decoder: &Decoder| -> Result<Vec<Vec<f32>>> {
+        let decoder = decoder.first_block();
         let layer = SelectedLayer { index: 0, neurons: (0..hidden).collect(), weight: 1.0 };
-        let selection = Selection::new(vec![layer], backend)?;
+        let selection = Selection::new(vec![layer], decoder.backend())?;
         texts.iter().map(|(tokens, from)| means(&decoder, &selection, tokens, *from)).collect()
     };
-    let ours = run(plan.backend, plan.precision)?;
-    let plain = run(&Backend::Cpu, Precision::F32)?;
+    let ours = run(decoder)?;
+    let first = Observed { site: Site::Residual, layers: vec![0] };
+    let (backend, precision) = (&Backend::Cpu, Precision::F32);
+    let plain = Plan { observed: &first, backend, precision, ..*plan };
+    let plain = run(&Decoder::load(&plain, None)?)?;
     let most = match plan.precision {
         Precision::F32 => MOST_F32,
         Precision::Bf16 | Precision::Int8 => MOST_BF16,
@@ -110,4 +111,38 @@ fn means(
         text.add_features(selection, first..tokens.len(), &mut means)?;
     }
     Ok(means)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::backbone::Files;
+    use crate::error::Status;
+    use crate::kernels::Emulation;
+
+    /// Whatever happened to weights on their way to the GPU, the ones that will serve are checked.
+    #[test]
+    fn weights_that_are_not_the_checkpoints_are_found() {
+        let backend = &Backend::emulated(Emulation::default(), Precision::F32).unwrap();
+        let observed = &Observed { site: Site::Mlp, layers: vec![1] };
+        let tokens: Vec<u32> = (100..).take(TOKENS).collect();
+        let backbones = ["qwen3-residual-last", "qwen3-residual-inner"].map(|name| {
+            let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/fixtures");
+            let files = Files::open(&fixtures.join(name).join("backbone"), true).unwrap();
+            let config = files.config().unwrap();
+            let checkpoint = Arc::new(files.checkpoint(&config, true).unwrap());
+            (checkpoint, config)
+        });
+        let [plan, other] = backbones.each_ref().map(|(checkpoint, config)| {
+            let precision = Precision::F32;
+            Plan { checkpoint, config, observed, backend, precision, calibration: &[] }
+        });
+        let decoder = Decoder::load(&plan, None).unwrap();
+        first_block(&decoder, &plan, &tokens).unwrap();
+        let error = first_block(&decoder, &other, &tokens).unwrap_err();
+        assert_eq!(error.status(), Status::Internal);
+    }
 }
