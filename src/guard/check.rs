@@ -11,16 +11,28 @@ use crate::readout::{Part, Reading, Readings, Selection};
 
 /// Tokens that run: more than run at once.
 pub(super) const TOKENS: usize = 144;
-/// Parts of them that run as texts: which, and from which token of it on each beginning's mean is compared;
-/// none for the whole one's alone. So each way of running and of reading is taken.
-const TEXTS: [(Range<usize>, Option<usize>); 3] =
-    [(0..TOKENS, Some(0)), (0..100, None), (20..35, Some(7))];
+/// Parts of them that run as texts, so that each way of running and of reading is taken: also few tokens
+/// after many, whose keys are shared out and the results merged.
+const TEXTS: [Text; 3] = [
+    Text { tokens: 0..TOKENS, before: TOKENS - 4, running_from: Some(0) },
+    Text { tokens: 0..100, before: 0, running_from: None },
+    Text { tokens: 20..35, before: 0, running_from: Some(7) },
+];
 /// How far states may be from the CPU's in f32, in relation to their length, on the average: a few times what
 /// rounding does, and a fraction of what a mistake does.
 const MOST_F32: f64 = 1e-3;
 const MOST_BF16: f64 = 0.03;
 /// How many times that one of them may be.
 const WORST: f64 = 8.0;
+
+/// A part of the tokens that runs as a text.
+struct Text {
+    tokens: Range<usize>,
+    /// How many of them run in a pass of their own, from which the others go on.
+    before: usize,
+    /// The first of them from which on each beginning's mean is compared; none for the whole one's alone.
+    running_from: Option<usize>,
+}
 
 /// Runs parts of `tokens` through the first block of `decoder`, which was made from `plan`, and of one on
 /// the CPU in f32, and compares the means of its states.
@@ -30,14 +42,14 @@ const WORST: f64 = 8.0;
 pub(super) fn first_block(decoder: &Decoder, plan: &Plan<'_>, tokens: &[u32]) -> Result<()> {
     let part =
         |range: Range<usize>| &tokens[range.start.min(tokens.len())..range.end.min(tokens.len())];
-    let texts = TEXTS.map(|(range, running_from)| (part(range), running_from));
+    let texts = TEXTS.map(|text| (part(text.tokens.clone()), text));
     let texts: Vec<_> = texts.into_iter().filter(|(tokens, _)| !tokens.is_empty()).collect();
     let hidden = plan.config.hidden_size;
     let run = |decoder: &Decoder| -> Result<Vec<Vec<f32>>> {
         let decoder = decoder.first_block();
         let layer = SelectedLayer { index: 0, neurons: (0..hidden).collect(), weight: 1.0 };
         let selection = Selection::new(vec![layer], decoder.backend())?;
-        texts.iter().map(|(tokens, from)| means(&decoder, &selection, tokens, *from)).collect()
+        texts.iter().map(|(tokens, text)| means(&decoder, &selection, tokens, text)).collect()
     };
     let ours = run(decoder)?;
     let first = Observed { site: Site::Residual, layers: vec![0] };
@@ -92,23 +104,40 @@ fn means(
     decoder: &Decoder,
     selection: &Selection,
     tokens: &[u32],
-    running_from: Option<usize>,
+    text: &Text,
 ) -> Result<Vec<f32>> {
     let meter = Meter::default();
-    let text = Reading::new(selection, None, false, running_from, &meter);
-    let mut readings = Readings::new(vec![text]);
-    let mut pass = Pass::new(decoder, vec![Segment::new(decoder, tokens.into(), false, &meter)]);
-    let lengths = || std::iter::once(tokens.len());
-    readings.reserve(selection, lengths(), pass.is_at_once())?;
-    while !pass.advance(decoder, |_| true, &mut |layer, states, parts, places| {
-        readings.observe(selection, layer, states, parts.iter().map(Part::from), places)
-    })? {}
-    readings.complete(selection, lengths())?;
-    let mut means = vec![];
-    for mut text in readings.into_texts() {
-        let last = tokens.len() - 1;
-        let first = running_from.map_or(last, |from| from.min(last));
-        text.add_features(selection, first..tokens.len(), &mut means)?;
+    let last = tokens.len() - 1;
+    let compared_from = text.running_from.map_or(last, |from| from.min(last));
+    let before = text.before.min(tokens.len());
+    let (mut means, mut ran) = (vec![], None);
+    for (start, end) in [(0, before), (before, tokens.len())] {
+        if start == end {
+            continue;
+        }
+        let beginning = tokens[..end].into();
+        let keep = end < tokens.len();
+        let (segment, known) = match ran.take() {
+            Some((kv, known)) => (Segment::resume(beginning, start, kv), Some(known)),
+            None => (Segment::new(decoder, beginning, keep, &meter), None),
+        };
+        let running_from = text.running_from.map(|from| from.max(start));
+        let reading = Reading::new(selection, known, keep, running_from, &meter);
+        let mut readings = Readings::new(vec![reading]);
+        let mut pass = Pass::new(decoder, vec![segment]);
+        let lengths = || std::iter::once(end);
+        readings.reserve(selection, lengths(), pass.is_at_once())?;
+        while !pass.advance(decoder, |_| true, &mut |layer, states, parts, places| {
+            readings.observe(selection, layer, states, parts.iter().map(Part::from), places)
+        })? {}
+        readings.complete(selection, lengths())?;
+        for (mut reading, segment) in readings.into_texts().into_iter().zip(pass.into_segments()) {
+            let compared = compared_from.max(start)..end;
+            if !compared.is_empty() {
+                reading.add_features(selection, compared, &mut means)?;
+            }
+            ran = segment.into_kv().zip(reading.into_kept());
+        }
     }
     Ok(means)
 }

@@ -192,7 +192,7 @@ fn a_text_that_is_cancelled_stops_between_two_chunks() {
 #[test]
 fn a_gpu_that_computes_something_else_is_refused() {
     let name = "qwen3-residual-inner";
-    let kernels = ["embed", "norm", "rotate", "attention", "gate", "add", "product"];
+    let kernels = ["embed", "norm", "rotate", "attention", "merge", "gate", "add", "product"];
     let readouts = ["gather", "sum_pages"];
     let both = kernels
         .into_iter()
