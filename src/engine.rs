@@ -104,7 +104,6 @@ pub(crate) struct Pass {
     jobs: Vec<Job>,
     readings: Readings,
     pass: backbone::Pass,
-    has_room: bool,
     /// Tokens that run.
     tokens: usize,
     /// Tokens that had run before.
@@ -172,7 +171,6 @@ impl schedule::Engine for Engine {
             jobs,
             readings: Readings::new(readings),
             pass: backbone::Pass::new(&self.decoder, segments),
-            has_room: false,
             tokens: to_run,
             reused: all_reused,
         }
@@ -200,12 +198,11 @@ impl schedule::Engine for Engine {
     /// # Errors
     /// `OutOfMemory`; `Internal` when the device fails.
     fn advance(&self, pass: &mut Pass, live: &[bool]) -> Result<bool> {
-        let Pass { jobs, readings, pass, has_room, .. } = pass;
+        let Pass { jobs, readings, pass, .. } = pass;
         // Of a text that was given up, parts are left out.
         jobs.iter_mut().zip(live).for_each(|(job, live)| job.cache &= live);
-        if !*has_room {
+        if !pass.has_room() {
             readings.reserve(&self.selection, Pass::lengths(jobs), pass.is_at_once())?;
-            *has_room = true;
         }
         self.pool.install(|| {
             let is_complete =

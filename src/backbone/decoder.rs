@@ -57,12 +57,11 @@ pub(crate) struct Decoder {
     observed: Observed,
     embedding: Embedding,
     rope: Rope,
-    blocks: Vec<Block>,
+    blocks: Vec<Arc<Block>>,
     /// The final norm, present when it stands before an observed state.
     norm: Option<Vector>,
     backend: Backend,
     precision: Precision,
-    bytes: usize,
     chunk_rows: usize,
     arena: Arena,
     at_once: Option<AtOnce>,
@@ -109,7 +108,8 @@ impl Decoder {
             Backend::Cpu => Embedding::InFile { checkpoint: checkpoint.clone(), name, shape },
             Backend::Cuda(gpu) => {
                 let parts = [(&table.values, shape[0] * shape[1])];
-                Embedding::OnGpu { table: gpu.weights(parts.into_iter())?, shape }
+                let table = Arc::new(gpu.weights(parts.into_iter())?);
+                Embedding::OnGpu { table, shape }
             }
             Backend::Candle { .. } => {
                 Embedding::OnDevice(root.get((shape[0], shape[1]), "embed_tokens.weight")?)
@@ -131,7 +131,6 @@ impl Decoder {
             norm,
             backend: backend.clone(),
             precision,
-            bytes: 0,
             chunk_rows,
             arena,
             at_once: AtOnce::new(backend),
@@ -145,25 +144,43 @@ impl Decoder {
             let block = loader.block(&decoder.config, &root.pp("layers").pp(layer))?;
             // Else the mapped file would stand in memory beside its packed copy at the end.
             checkpoint.release_pages();
-            decoder.blocks.push(block);
+            decoder.blocks.push(Arc::new(block));
             if let Some(pass) = &mut calibration {
                 // As far as there are blocks: through this one.
                 while !pass.advance(&decoder, |_| true, &mut |_, _, _, _| Ok(()))? {}
-                let block = decoder.blocks.pop().map(Block::calibrated).transpose()?;
-                decoder.blocks.extend(block);
+                let block = decoder.blocks.pop().and_then(Arc::into_inner);
+                let block = block.ok_or_else(|| Error::internal("a block in use"))?;
+                decoder.blocks.push(Arc::new(block.calibrated()?));
             }
         }
         if loader.packed.is_some_and(|mut rest| rest.next().is_some()) {
             return Err(other_pieces());
         }
-        decoder.bytes = decoder.blocks.iter().map(Block::bytes).sum();
         Ok(decoder)
+    }
+
+    /// Its first block alone, of the same weights, after which the residual stream is observed.
+    pub(crate) fn first_block(&self) -> Self {
+        Self {
+            config: self.config.clone(),
+            observed: Observed { site: Site::Residual, layers: vec![0] },
+            embedding: self.embedding.clone(),
+            rope: self.rope.clone(),
+            blocks: self.blocks[..1].to_vec(),
+            norm: None,
+            backend: self.backend.clone(),
+            precision: self.precision,
+            chunk_rows: self.chunk_rows,
+            arena: self.arena.clone(),
+            // What the whole decoder records runs all of its blocks.
+            at_once: AtOnce::new(&self.backend),
+        }
     }
 
     /// What a file holds of the linear layers' packed weights, so that [`Self::load`] can take them
     /// up again.
     pub(super) fn pieces(&self) -> Vec<Piece<Cow<'_, [u8]>>> {
-        self.blocks.iter().flat_map(Block::linears).flat_map(Linear::pieces).collect()
+        self.blocks.iter().flat_map(|block| block.linears()).flat_map(Linear::pieces).collect()
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -177,7 +194,7 @@ impl Decoder {
 
     /// Bytes of the linear layers' weights in memory; the embedding table is not among them.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.blocks.iter().map(|block| block.bytes()).sum()
     }
 
     /// The most rows that run side by side.

@@ -9,12 +9,13 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Arena, Memory, Places, Rows};
 
-/// The embedding table of a decoder.
+/// The embedding table of a decoder. Clones share it.
+#[derive(Clone)]
 pub(super) enum Embedding {
     /// On the CPU the table stays in the (mapped) file: a text touches few of its rows.
     InFile { checkpoint: Arc<Checkpoint>, name: String, shape: [usize; 2] },
     /// On a GPU it is held there, `[vocab_size, hidden_size]`.
-    OnGpu { table: Memory, shape: [usize; 2] },
+    OnGpu { table: Arc<Memory>, shape: [usize; 2] },
     /// On a device of candle's it is held there, in the dtype that runs.
     OnDevice(Tensor),
 }

@@ -64,6 +64,7 @@ pub(crate) struct Pass {
     chunks: Vec<Chunk>,
     layer: usize,
     chunk: usize,
+    /// Whether the segments have room for all of their keys and values.
     has_room: bool,
     /// Whether all of it is one step.
     is_at_once: bool,
@@ -103,6 +104,11 @@ impl Pass {
         let lengths = segments.iter().map(|segment| segment.tokens.len());
         let is_at_once = decoder.at_once().is_some() && AtOnce::takes(rows, lengths);
         Self { segments, chunks, layer: 0, chunk: 0, has_room: false, is_at_once }
+    }
+
+    /// Whether there is room for all of it, which its first step makes.
+    pub(crate) fn has_room(&self) -> bool {
+        self.has_room
     }
 
     /// Whether its first step is all of it, whose launches are recorded: they read where the last

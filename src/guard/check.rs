@@ -11,10 +11,13 @@ use crate::readout::{Part, Reading, Readings, Selection};
 
 /// Tokens that run: more than run at once.
 pub(super) const TOKENS: usize = 144;
-/// Parts of them that run as texts: which, and from which token of it on each beginning's mean is compared;
-/// none for the whole one's alone. So each way of running and of reading is taken.
-const TEXTS: [(Range<usize>, Option<usize>); 3] =
-    [(0..TOKENS, Some(0)), (0..100, None), (20..35, Some(7))];
+/// Parts of them that run as texts, so that each way of running and of reading is taken: also few tokens
+/// after many, whose keys are shared out and the results merged.
+const TEXTS: [Text; 3] = [
+    Text { tokens: 0..TOKENS, before: TOKENS - 4, running_from: Some(0) },
+    Text { tokens: 0..100, before: 0, running_from: None },
+    Text { tokens: 20..35, before: 0, running_from: Some(7) },
+];
 /// How far states may be from the CPU's in f32, in relation to their length, on the average: a few times what
 /// rounding does, and a fraction of what a mistake does.
 const MOST_F32: f64 = 1e-3;
@@ -22,27 +25,37 @@ const MOST_BF16: f64 = 0.03;
 /// How many times that one of them may be.
 const WORST: f64 = 8.0;
 
-/// Runs parts of `tokens` through the plan's first block, there and on the CPU in f32, and compares the
-/// means of its states.
+/// A part of the tokens that runs as a text.
+struct Text {
+    tokens: Range<usize>,
+    /// How many of them run in a pass of their own, from which the others go on.
+    before: usize,
+    /// The first of them from which on each beginning's mean is compared; none for the whole one's alone.
+    running_from: Option<usize>,
+}
+
+/// Runs parts of `tokens` through the first block of `decoder`, which was made from `plan`, and of one on
+/// the CPU in f32, and compares the means of its states.
 ///
 /// # Errors
 /// `Internal` where they differ by more than rounding; those of loading and running.
-pub(super) fn first_block(plan: &Plan<'_>, tokens: &[u32]) -> Result<()> {
+pub(super) fn first_block(decoder: &Decoder, plan: &Plan<'_>, tokens: &[u32]) -> Result<()> {
     let part =
         |range: Range<usize>| &tokens[range.start.min(tokens.len())..range.end.min(tokens.len())];
-    let texts = TEXTS.map(|(range, running_from)| (part(range), running_from));
+    let texts = TEXTS.map(|text| (part(text.tokens.clone()), text));
     let texts: Vec<_> = texts.into_iter().filter(|(tokens, _)| !tokens.is_empty()).collect();
     let hidden = plan.config.hidden_size;
-    let observed = Observed { site: Site::Residual, layers: vec![0] };
-    let run = |backend: &Backend, precision| -> Result<Vec<Vec<f32>>> {
-        let plan = Plan { observed: &observed, backend, precision, ..*plan };
-        let decoder = Decoder::load(&plan, None)?;
+    let run = |decoder: &Decoder| -> Result<Vec<Vec<f32>>> {
+        let decoder = decoder.first_block();
         let layer = SelectedLayer { index: 0, neurons: (0..hidden).collect(), weight: 1.0 };
-        let selection = Selection::new(vec![layer], backend)?;
-        texts.iter().map(|(tokens, from)| means(&decoder, &selection, tokens, *from)).collect()
+        let selection = Selection::new(vec![layer], decoder.backend())?;
+        texts.iter().map(|(tokens, text)| means(&decoder, &selection, tokens, text)).collect()
     };
-    let ours = run(plan.backend, plan.precision)?;
-    let plain = run(&Backend::Cpu, Precision::F32)?;
+    let ours = run(decoder)?;
+    let first = Observed { site: Site::Residual, layers: vec![0] };
+    let (backend, precision) = (&Backend::Cpu, Precision::F32);
+    let plain = Plan { observed: &first, backend, precision, ..*plan };
+    let plain = run(&Decoder::load(&plain, None)?)?;
     let most = match plan.precision {
         Precision::F32 => MOST_F32,
         Precision::Bf16 | Precision::Int8 => MOST_BF16,
@@ -91,23 +104,74 @@ fn means(
     decoder: &Decoder,
     selection: &Selection,
     tokens: &[u32],
-    running_from: Option<usize>,
+    text: &Text,
 ) -> Result<Vec<f32>> {
     let meter = Meter::default();
-    let text = Reading::new(selection, None, false, running_from, &meter);
-    let mut readings = Readings::new(vec![text]);
-    let mut pass = Pass::new(decoder, vec![Segment::new(decoder, tokens.into(), false, &meter)]);
-    let lengths = || std::iter::once(tokens.len());
-    readings.reserve(selection, lengths(), pass.is_at_once())?;
-    while !pass.advance(decoder, |_| true, &mut |layer, states, parts, places| {
-        readings.observe(selection, layer, states, parts.iter().map(Part::from), places)
-    })? {}
-    readings.complete(selection, lengths())?;
-    let mut means = vec![];
-    for mut text in readings.into_texts() {
-        let last = tokens.len() - 1;
-        let first = running_from.map_or(last, |from| from.min(last));
-        text.add_features(selection, first..tokens.len(), &mut means)?;
+    let last = tokens.len() - 1;
+    let compared_from = text.running_from.map_or(last, |from| from.min(last));
+    let before = text.before.min(tokens.len());
+    let (mut means, mut ran) = (vec![], None);
+    for (start, end) in [(0, before), (before, tokens.len())] {
+        if start == end {
+            continue;
+        }
+        let beginning = tokens[..end].into();
+        let keep = end < tokens.len();
+        let (segment, known) = match ran.take() {
+            Some((kv, known)) => (Segment::resume(beginning, start, kv), Some(known)),
+            None => (Segment::new(decoder, beginning, keep, &meter), None),
+        };
+        let running_from = text.running_from.map(|from| from.max(start));
+        let reading = Reading::new(selection, known, keep, running_from, &meter);
+        let mut readings = Readings::new(vec![reading]);
+        let mut pass = Pass::new(decoder, vec![segment]);
+        let lengths = || std::iter::once(end);
+        readings.reserve(selection, lengths(), pass.is_at_once())?;
+        while !pass.advance(decoder, |_| true, &mut |layer, states, parts, places| {
+            readings.observe(selection, layer, states, parts.iter().map(Part::from), places)
+        })? {}
+        readings.complete(selection, lengths())?;
+        for (mut reading, segment) in readings.into_texts().into_iter().zip(pass.into_segments()) {
+            let compared = compared_from.max(start)..end;
+            if !compared.is_empty() {
+                reading.add_features(selection, compared, &mut means)?;
+            }
+            ran = segment.into_kv().zip(reading.into_kept());
+        }
     }
     Ok(means)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::backbone::Files;
+    use crate::error::Status;
+    use crate::kernels::Emulation;
+
+    /// Whatever happened to weights on their way to the GPU, the ones that will serve are checked.
+    #[test]
+    fn weights_that_are_not_the_checkpoints_are_found() {
+        let backend = &Backend::emulated(Emulation::default(), Precision::F32).unwrap();
+        let observed = &Observed { site: Site::Mlp, layers: vec![1] };
+        let tokens: Vec<u32> = (100..).take(TOKENS).collect();
+        let backbones = ["qwen3-residual-last", "qwen3-residual-inner"].map(|name| {
+            let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/fixtures");
+            let files = Files::open(&fixtures.join(name).join("backbone"), true).unwrap();
+            let config = files.config().unwrap();
+            let checkpoint = Arc::new(files.checkpoint(&config, true).unwrap());
+            (checkpoint, config)
+        });
+        let [plan, other] = backbones.each_ref().map(|(checkpoint, config)| {
+            let precision = Precision::F32;
+            Plan { checkpoint, config, observed, backend, precision, calibration: &[] }
+        });
+        let decoder = Decoder::load(&plan, None).unwrap();
+        first_block(&decoder, &plan, &tokens).unwrap();
+        let error = first_block(&decoder, &other, &tokens).unwrap_err();
+        assert_eq!(error.status(), Status::Internal);
+    }
 }

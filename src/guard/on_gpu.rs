@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use self::vectors::{Vector, Vectors};
+use self::vectors::{Vector, Vectors, check_bf16};
 use super::Guard;
 use crate::call::{CancelToken, Control, PushOptions, ScoreOptions, StreamOptions};
 use crate::error::Status;
@@ -16,9 +16,6 @@ use crate::text::Input;
 mod vectors;
 
 const TOLERANCE: f64 = 1e-4;
-/// As in `tests/parity/as_gpu.rs`.
-const MEAN_NOISE: f64 = 1.5;
-const WORST_NOISE: f64 = 2.0;
 /// Rows of a chunk on the emulated GPU.
 const CHUNK: usize = 128;
 
@@ -77,11 +74,7 @@ fn check(name: &str) {
     let short: Vec<_> = all.iter().filter(|v| v.tokens <= 16).collect();
     let ours = batch(&on_gpu(name, Dtype::Bf16), &short);
     let apart: Vec<f64> = ours.iter().zip(&short).map(|(a, v)| (a - v.score).abs()).collect();
-    let noise: Vec<f64> = short.iter().map(|v| (v.score - v.score_bf16).abs()).collect();
-    let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
-    let most = |x: &[f64]| x.iter().copied().fold(0.0, f64::max);
-    assert!(mean(&apart) <= MEAN_NOISE * mean(&noise), "{name}: bf16 {:e}", mean(&apart));
-    assert!(most(&apart) <= WORST_NOISE * most(&noise), "{name}: bf16 {:e}", most(&apart));
+    check_bf16(name, &apart, short.into_iter());
 }
 
 #[test]
@@ -199,7 +192,7 @@ fn a_text_that_is_cancelled_stops_between_two_chunks() {
 #[test]
 fn a_gpu_that_computes_something_else_is_refused() {
     let name = "qwen3-residual-inner";
-    let kernels = ["embed", "norm", "rotate", "attention", "gate", "add", "product"];
+    let kernels = ["embed", "norm", "rotate", "attention", "merge", "gate", "add", "product"];
     let readouts = ["gather", "sum_pages"];
     let both = kernels
         .into_iter()

@@ -133,15 +133,16 @@ impl Guard {
             precision,
             calibration: &calibration,
         };
-        if let Backend::Cuda(_) = backend {
-            check::first_block(&plan, &tokenizer.encode(CALIBRATION, check::TOKENS)?.ids)?;
-        }
         let cache =
             packed_dir(options, backend, &backbone_path).map(|dir| PackedCache::new(&dir, &plan));
         let (decoder, packed_file) = match &cache {
             Some(cache) => cache.load(&plan)?,
             None => (Decoder::load(&plan, None)?, None),
         };
+        if let Backend::Cuda(_) = backend {
+            let tokens = tokenizer.encode(CALIBRATION, check::TOKENS)?.ids;
+            check::first_block(&decoder, &plan, &tokens)?;
+        }
         let packed_file = packed_file.map(Path::to_owned);
         let head_dims = content.head.iter().map(|layer| layer.outputs).collect();
         let head = Head::new(content.head, decoder.arena().clone())?;

@@ -95,9 +95,7 @@ pub(crate) struct HeadNorms {
 /// `x / sqrt(mean(x^2) + eps) * weight` over each row: `[tokens, n]`, `[n]`.
 pub(crate) fn rms_norm(x: &Rows, weight: &Vector, eps: f64, form: Form) -> Result<Inputs> {
     if let Some(memory) = x.gpu() {
-        let (weight, shape) = (weight.gpu()?, x.shape());
-        let normed = memory.gpu().norm(memory, None, weight, shape, eps as f32)?;
-        return Ok(Rows::on_gpu(normed, shape).into());
+        return norm_on_gpu(memory, None, x.shape(), weight, eps);
     }
     if let Some(x) = x.device() {
         return Ok(Rows::on_device(composed::rms_norm(x, weight.device()?, eps)?)?.into());
@@ -122,14 +120,24 @@ pub(crate) fn add_and_norm(
     }
     same_shape(x, y)?;
     if let (Some(memory), Some(y)) = (x.gpu(), y.gpu()) {
-        let (weight, shape) = (weight.gpu()?, x.shape());
-        let normed = memory.gpu().norm(memory, Some(y), weight, shape, eps as f32)?;
-        return Ok(Rows::on_gpu(normed, shape).into());
+        return norm_on_gpu(memory, Some(y), x.shape(), weight, eps);
     }
     let weight = columns(x, weight)?;
     let mut out = Inputs::lend(x.arena()?, x.rows(), x.width(), form)?;
     elementwise::add_and_norm(x.cpu_mut()?, y.cpu()?, weight, eps as f32, &mut out)?;
     Ok(out)
+}
+
+/// Adds `y`, where there is one, to `x`, and then is [`rms_norm`] of `x`.
+fn norm_on_gpu(
+    x: &Memory,
+    y: Option<&Memory>,
+    shape: Shape,
+    weight: &Vector,
+    eps: f64,
+) -> Result<Inputs> {
+    let normed = x.gpu().norm(x, y, weight.gpu()?, shape, eps as f32)?;
+    Ok(Rows::on_gpu(normed, shape).into())
 }
 
 /// SwiGLU: `[tokens, 2n]`, the gate and then the up projection, to `silu(gate) * up`.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use super::pool::Part;
-use super::running::Running;
+use super::running::{self, Running};
 use crate::artifact::SelectedLayer;
 use crate::kernels::{Charge, Meter};
 
@@ -232,9 +232,7 @@ impl Chunks {
             match target {
                 Target::Nobody => {}
                 Target::Sums(text) => {
-                    for (sum, value) in texts[text].0.running.sums.iter_mut().zip(row) {
-                        *sum += f64::from(*value);
-                    }
+                    running::add(&mut texts[text].0.running.sums, row.iter().copied());
                 }
                 Target::Row(text) => texts[text].0.running.rows.extend_from_slice(row),
             }

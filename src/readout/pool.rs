@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::gather::{Chunks, Gather, Gathered, Kept};
 use super::paged::{self, Paged, Selected};
+use super::running;
 use super::taps::Taps;
 use crate::artifact::SelectedLayer;
 use crate::error::{Error, Result};
@@ -164,10 +165,8 @@ impl Readings {
             match &mut self.texts[text] {
                 Reading::Sums(sums) => {
                     for row in rows {
-                        let sums = &mut sums[features.clone()];
-                        for (sum, &column) in sums.iter_mut().zip(&selected.neurons) {
-                            *sum += f64::from(row[column]);
-                        }
+                        let neurons = selected.neurons.iter().map(|&column| row[column]);
+                        running::add(&mut sums[features.clone()], neurons);
                     }
                 }
                 Reading::Taps(taps) => {

@@ -1,8 +1,16 @@
-//! Sums over the beginnings of a text whose neurons came back from another device.
+//! Sums of neurons over tokens, and those over the beginnings of a text whose neurons came back from
+//! another device.
 
 use std::ops::Range;
 
 use crate::error::Result;
+
+/// Adds a token's neurons to sums over tokens.
+pub(super) fn add(sums: &mut [f64], neurons: impl Iterator<Item = f32>) {
+    for (sum, value) in sums.iter_mut().zip(neurons) {
+        *sum += f64::from(value);
+    }
+}
 
 /// Sums over some of a text's first tokens, and the neurons of the tokens after them.
 #[derive(Default)]
@@ -32,9 +40,7 @@ impl Running {
                 self.rows.chunks_exact(features).take((token + 1).saturating_sub(self.summed));
             let read = rows.len();
             for row in rows {
-                for (sum, value) in self.sums.iter_mut().zip(row) {
-                    *sum += f64::from(*value);
-                }
+                add(&mut self.sums, row.iter().copied());
             }
             self.rows.drain(..read * features);
             self.summed += read;

@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::running;
 use crate::error::{Error, Result};
 use crate::kernels::{Charge, Meter, zeros};
 
@@ -124,8 +125,6 @@ impl Taps {
 
     fn add(&self, token: usize, sums: &mut [f64]) {
         let row = &self.pages[token / PAGE_TOKENS].values[token % PAGE_TOKENS * self.features..];
-        for (sum, value) in sums.iter_mut().zip(row) {
-            *sum += f64::from(*value);
-        }
+        running::add(sums, row.iter().copied());
     }
 }

@@ -85,6 +85,15 @@ if ! ldconfig -p 2>/dev/null | grep -q libcublas; then
     expect $fake -- cuda \
         'unsupported: CUDA device 0: cuBLAS is missing: tried libcublas.so.13, libcublas.so.12: *'
 fi
+# Own kernels do without cuRAND, candle does not.
+if ! ldconfig -p 2>/dev/null | grep -q libcurand; then
+    mkdir "$work/products"
+    ln -s "$work"/libraries/libcublas* "$work/products"
+    expect $fake:$work/products -- cuda \
+        "unsupported: CUDA device 0: the driver's cuDevicePrimaryCtxRetain failed (code 100)"
+    expect $fake:$work/products -- candle-cuda \
+        'unsupported: CUDA device 0: cuRAND is missing: tried libcurand.so.10: *'
+fi
 # A driver that lacks a function is no crash either.
 expect $whole -- cuda \
     "unsupported: CUDA device 0: the driver's cuDevicePrimaryCtxRetain failed (code 100)"
@@ -95,7 +104,7 @@ expect $whole -- auto 'opened: *'
 mkdir "$work/emulated"
 "${CXX:-c++}" -std=c++17 -O2 -Wall -Wextra -Werror -shared -fPIC tests/cuda/emulated.cpp \
     -o "$work/emulated/libcuda.so.1"
-for name in cublas.so.13 cublasLt.so.13 curand.so.10; do
+for name in cublas.so.13 cublasLt.so.13; do
     ln -s libcuda.so.1 "$work/emulated/lib$name"
 done
 emulated=(LD_LIBRARY_PATH="$work/emulated" SIREN_REQUIRE_GPU=1)

@@ -5,13 +5,9 @@ use std::path::Path;
 
 use siren::{DeviceChoice, Dtype, Guard, PushOptions, StreamOptions};
 
-use crate::vectors::{Vector, Vectors};
+use crate::vectors::{Vector, Vectors, check_bf16};
 use crate::{SMALL, TOLERANCE, fixture, options, worst_alone};
 
-/// Two ways of rounding to bf16 at every step are as far from f32 as each other, not equally far on
-/// every text: how many times the reference's own distance from f32 ours may be.
-const MEAN_NOISE: f64 = 1.5;
-const WORST_NOISE: f64 = 2.0;
 const CHUNK_BYTES: [usize; 4] = [1, 7, 40, 300];
 /// Texts longer than this are not streamed in small pieces.
 const STREAMED_BYTES: usize = 2000;
@@ -41,10 +37,6 @@ fn apart(guard: &Guard, vectors: &[Vector]) -> Vec<f64> {
 
 fn worst(apart: &[f64]) -> f64 {
     apart.iter().copied().fold(0.0, f64::max)
-}
-
-fn mean(apart: &[f64]) -> f64 {
-    apart.iter().sum::<f64>() / apart.len() as f64
 }
 
 /// Streams `text` on both guards: every push and every token must agree.
@@ -92,20 +84,7 @@ fn check(name: &str) {
         streams_agree(&guard, &cpu, text, chunk.max(text.len() / 12));
     }
 
-    let noise: Vec<_> = vectors.iter().map(|v| (v.score - v.score_bf16).abs()).collect();
-    let ours = apart(&as_gpu(name, Dtype::Bf16, 0), &vectors);
-    for (what, ours, reference, times) in [
-        ("mean", mean(&ours), mean(&noise), MEAN_NOISE),
-        ("worst", worst(&ours), worst(&noise), WORST_NOISE),
-    ] {
-        println!(
-            "{name}: {what} bf16 difference as on a GPU {ours:.2e}, the reference's {reference:.2e}"
-        );
-        assert!(
-            ours <= times * reference,
-            "{name}: {what} {ours:e}, the reference's {reference:e}"
-        );
-    }
+    check_bf16(name, &apart(&as_gpu(name, Dtype::Bf16, 0), &vectors), vectors.iter());
 }
 
 small_fixtures!(check);

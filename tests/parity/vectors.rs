@@ -5,6 +5,11 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer};
 use siren::Input;
 
+/// Two ways of rounding to bf16 at every step are as far from f32 as each other, not equally far on
+/// every text: how many times the reference's own distance from f32 ours may be.
+const MEAN_NOISE: f64 = 1.5;
+const WORST_NOISE: f64 = 2.0;
+
 #[derive(Deserialize)]
 pub struct Vectors {
     pub vectors: Vec<Vector>,
@@ -46,6 +51,25 @@ impl Vectors {
     pub fn read(fixture: &Path) -> Self {
         let bytes = std::fs::read(fixture.join("vectors.json")).unwrap();
         serde_json::from_slice(&bytes).unwrap()
+    }
+}
+
+/// Holds how far scores in bf16 are from the reference's in f32 against how far its own in bf16 are.
+#[allow(clippy::print_stdout)] // What a test prints.
+pub fn check_bf16<'v>(name: &str, apart: &[f64], vectors: impl Iterator<Item = &'v Vector>) {
+    let noise: Vec<_> = vectors.map(|v| (v.score - v.score_bf16).abs()).collect();
+    assert_eq!(apart.len(), noise.len());
+    let mean = |apart: &[f64]| apart.iter().sum::<f64>() / apart.len() as f64;
+    let worst = |apart: &[f64]| apart.iter().copied().fold(0.0, f64::max);
+    for (what, ours, reference, times) in [
+        ("mean", mean(apart), mean(&noise), MEAN_NOISE),
+        ("worst", worst(apart), worst(&noise), WORST_NOISE),
+    ] {
+        println!("{name}: {what} bf16 difference {ours:.2e}, the reference's {reference:.2e}");
+        assert!(
+            ours <= times * reference,
+            "{name}: {what} {ours:e}, the reference's {reference:e}"
+        );
     }
 }
 

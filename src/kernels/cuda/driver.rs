@@ -53,7 +53,7 @@ struct Real {
     context: cu::CUcontext,
     stream: cu::CUstream,
     modules: Vec<cu::CUmodule>,
-    functions: HashMap<String, cu::CUfunction>,
+    functions: HashMap<&'static str, cu::CUfunction>,
     processors: usize,
     blas: blas::cublasHandle_t,
     workspace: u64,
@@ -150,7 +150,7 @@ impl Real {
         let shared = self.attribute(most)?;
         let mut missing = Vec::new();
         for name in names::all() {
-            let Some(function) = self.function(&name)? else {
+            let Some(function) = self.function(name)? else {
                 missing.push(name);
                 continue;
             };

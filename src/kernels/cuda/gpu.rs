@@ -27,15 +27,6 @@ impl Element {
             Self::Bf16 => 2,
         }
     }
-
-    /// `kernel` for numbers of this kind.
-    pub(super) fn of(self, kernel: &'static str) -> String {
-        let kind = match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        };
-        format!("{kernel}_{kind}")
-    }
 }
 
 /// How a kernel is launched.

@@ -9,7 +9,6 @@ mod emulated;
 #[cfg_attr(not(any(test, feature = "cuda")), allow(dead_code))]
 mod gpu;
 mod graphs;
-#[cfg(any(test, feature = "cuda"))]
 mod names;
 mod ops;
 mod pages;

@@ -1,6 +1,7 @@
 //! The decoder's operations on a GPU: each checks its sizes, lends its result and launches a kernel.
 
 use super::gpu::{Element, Gpu, Grid, Memory, Product};
+use super::names;
 use super::params;
 use super::places::Places;
 use crate::error::{Error, Result};
@@ -74,7 +75,9 @@ impl Gpu {
             width: shape.width as i32,
         };
         // SAFETY: `at` has held every size against what is read and written; the tokens have rows.
-        unsafe { self.launch(&self.element().of("embed"), Self::by_row(result.rows), &params)? };
+        unsafe {
+            self.launch(names::EMBED.of(self.element()), Self::by_row(result.rows), &params)?
+        };
         Ok((out, result))
     }
 
@@ -105,7 +108,7 @@ impl Gpu {
             ..Self::by_row(shape.rows)
         };
         // SAFETY: `at` has held every size against what is read and written.
-        unsafe { self.launch(&self.element().of("norm"), grid, &params)? };
+        unsafe { self.launch(names::NORM.of(self.element()), grid, &params)? };
         Ok(out)
     }
 
@@ -122,7 +125,7 @@ impl Gpu {
             width: shape.width as i32,
         };
         // SAFETY: `at` has held every size against what is read and written.
-        unsafe { self.launch(&self.element().of("add"), Self::by_row(shape.rows), &params) }
+        unsafe { self.launch(names::ADD.of(self.element()), Self::by_row(shape.rows), &params) }
     }
 
     /// `silu(gate) * up` of joined rows of twice `shape.width`.
@@ -138,7 +141,7 @@ impl Gpu {
             width: shape.width as i32,
         };
         // SAFETY: `at` has held every size against what is read and written.
-        unsafe { self.launch(&self.element().of("gate"), Self::by_row(shape.rows), &params)? };
+        unsafe { self.launch(names::GATE.of(self.element()), Self::by_row(shape.rows), &params)? };
         Ok(out)
     }
 
@@ -176,7 +179,7 @@ impl Gpu {
         };
         // SAFETY: `at` has held every size against what is read and written; `places` has a page
         // for each token, and pages hold `layer`.
-        unsafe { self.launch(&self.element().of("rotate"), grid, &params) }
+        unsafe { self.launch(names::ROTATE.of(self.element()), grid, &params) }
     }
 
     /// Causal attention of the queries of `qkv` over their texts' pages, whose last keys and values
@@ -208,18 +211,18 @@ impl Gpu {
             layer: known(places, layer)?,
             scale: std::f32::consts::LOG2_E / (dim as f32).sqrt(),
         };
-        let (kernel, shared) = if places.is_tiled {
-            let tiles = 2 * TILE_KEYS * dim * Element::Bf16.bytes();
-            (format!("attention_{dim}"), tiles)
-        } else {
-            let floats = places.tile_rows * dim + PAGE_TOKENS * (dim + 1) + PAGE_TOKENS * dim;
-            (self.element().of("attention"), floats * size_of::<f32>())
+        let (kernel, shared) = match places.tiled_attention {
+            Some(kernel) => (kernel, 2 * TILE_KEYS * dim * Element::Bf16.bytes()),
+            None => {
+                let floats = places.tile_rows * dim + PAGE_TOKENS * (dim + 1) + PAGE_TOKENS * dim;
+                (names::ATTENTION.of(self.element()), floats * size_of::<f32>())
+            }
         };
         let grid =
             Grid { blocks: [places.works(), key_value, 1], threads: ATTENTION_THREADS, shared };
         // SAFETY: `at` has held every size against what is read and written; `places` has a page
         // for each key, and pages hold `layer`.
-        unsafe { self.launch(&kernel, grid, &params)? };
+        unsafe { self.launch(kernel, grid, &params)? };
         if places.merge_count() > 0 {
             let params = params::MergeParts {
                 parts: params.parts,
@@ -233,7 +236,7 @@ impl Gpu {
             let blocks = [places.merge_count(), key_value, MERGE_BLOCKS];
             let grid = Grid { blocks, threads: ATTENTION_THREADS, shared: 0 };
             // SAFETY: as above; every slot has been written.
-            unsafe { self.launch(&self.element().of("merge"), grid, &params)? };
+            unsafe { self.launch(names::MERGE.of(self.element()), grid, &params)? };
         }
         Ok((out, result))
     }

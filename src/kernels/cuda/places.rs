@@ -5,16 +5,15 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 
-use super::gpu::{Element, Gpu, Memory};
+use super::gpu::{Gpu, Memory};
 use super::graphs::Graphs;
+use super::names;
 use super::pages::{Page, Pages};
 use super::params::{self, Merge, Span, Work};
 use crate::error::{Error, Result, Status};
 use crate::kernels::Heads;
 use crate::kernels::kv::PAGE_TOKENS;
 
-/// Head dimensions that tensor cores serve.
-pub(super) const TILED_DIMS: [usize; 2] = [64, 128];
 /// As in `attention.cu`.
 const TILE_ROWS: usize = 64;
 const TILE_KEYS: usize = 64;
@@ -60,7 +59,8 @@ pub(crate) struct Places {
     room: Room,
     vocabulary: usize,
     pub(super) tile_rows: usize,
-    pub(super) is_tiled: bool,
+    /// The kernel that attends on tensor cores, where there is one for these heads.
+    pub(super) tiled_attention: Option<&'static str>,
     /// Layers that the pages hold, at the least; none where all hold one that serves every layer.
     pub(super) layers: Option<usize>,
     heads: Heads,
@@ -235,7 +235,7 @@ struct Plan {
     /// What it takes.
     room: Room,
     tile_rows: usize,
-    is_tiled: bool,
+    tiled_attention: Option<&'static str>,
     layers: Option<usize>,
     pages: Vec<Arc<Page>>,
 }
@@ -244,7 +244,7 @@ impl Plan {
     fn new(gpu: &Gpu, chunk: &Chunk<'_>) -> Result<Self> {
         let heads = chunk.heads;
         check_heads(heads)?;
-        let is_tiled = gpu.element() == Element::Bf16 && TILED_DIMS.contains(&heads.dim);
+        let tiled_attention = names::tiled_attention(gpu.element(), heads.dim);
         let (mut spans, mut row_spans, mut tables) = (vec![], vec![], vec![]);
         let (mut kept, mut layers) = (vec![], None);
         for part in chunk.parts {
@@ -282,7 +282,7 @@ impl Plan {
             let known = chunk.vocabulary;
             return Err(Error::internal(format!("token id {token} in a vocabulary of {known}")));
         }
-        let tile_rows = if is_tiled { TILE_ROWS } else { PLAIN_ROWS };
+        let tile_rows = if tiled_attention.is_some() { TILE_ROWS } else { PLAIN_ROWS };
         let shares = share_out(&spans, heads, tile_rows, gpu.processors() * BLOCKS);
         let room = Room {
             rows,
@@ -293,7 +293,17 @@ impl Plan {
             tables: tables.len(),
         };
         let pages = kept;
-        Ok(Self { spans, row_spans, tables, shares, room, tile_rows, is_tiled, layers, pages })
+        Ok(Self {
+            spans,
+            row_spans,
+            tables,
+            shares,
+            room,
+            tile_rows,
+            tiled_attention,
+            layers,
+            pages,
+        })
     }
 
     /// The bytes as they lie on the GPU, and where; what there is more room for stands for nothing.
@@ -326,7 +336,7 @@ impl Plan {
             room,
             vocabulary: chunk.vocabulary,
             tile_rows: self.tile_rows,
-            is_tiled: self.is_tiled,
+            tiled_attention: self.tiled_attention,
             layers: self.layers,
             heads: chunk.heads,
             _pages: self.pages.clone(),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use half::bf16;
 
 use super::gpu::{Element, Gpu, Grid, Memory};
+use super::names;
 use super::ops::Shape;
 use super::pages::{Page, Pages};
 use super::params::{self, ReadText};
@@ -183,10 +184,10 @@ impl Reading {
         let grid = Grid { blocks, threads: GATHER_THREADS, shared: 0 };
         // SAFETY: `new` has the texts' pages and room for their sums; whoever chose the columns held
         // them against the width.
-        unsafe { gpu.launch(&gpu.element().of("gather"), grid, &params)? };
+        unsafe { gpu.launch(names::GATHER.of(gpu.element()), grid, &params)? };
         let grid = Self::sums(places.spans(), count);
         // SAFETY: as above.
-        unsafe { gpu.launch(&gpu.element().of("sum"), grid, &params) }
+        unsafe { gpu.launch(names::SUM.of(gpu.element()), grid, &params) }
     }
 
     /// Sums what lies in pages, and copies everything back.
@@ -197,7 +198,7 @@ impl Reading {
         let grid = Self::sums(self.texts, self.features);
         let element = self.gpu.element();
         // SAFETY: as in `observe`; every token that is summed has been written, now or earlier.
-        unsafe { self.gpu.launch(&element.of("sum_pages"), grid, &self.params)? };
+        unsafe { self.gpu.launch(names::SUM_PAGES.of(element), grid, &self.params)? };
         let sum_bytes = self.texts * self.features * size_of::<f64>();
         let mut end = sum_bytes;
         for (page, bytes) in &self.rows {

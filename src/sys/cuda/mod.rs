@@ -13,8 +13,13 @@ const VERSION: c_int = parse(env!("SIREN_CUDA_VERSION"));
 /// bf16 begins here.
 const CAPABILITY: (c_int, c_int) = (8, 0);
 
-/// The libraries of `lazy.c`, by its numbers, but for the driver.
-const LIBRARIES: [(c_int, &str); 3] = [(1, "cuBLAS"), (2, "cuBLASLt"), (3, "cuRAND")];
+/// A library of `lazy.c`, by its number there, and its name.
+type Library = (c_int, &'static str);
+
+/// What multiplies.
+const PRODUCTS: [Library; 2] = [(1, "cuBLAS"), (2, "cuBLASLt")];
+/// What candle opens with every device; own kernels have no use for it.
+const RANDOM: Library = (3, "cuRAND");
 
 type Code = c_uint;
 const NO_DEVICE: Code = 100;
@@ -40,6 +45,7 @@ unsafe extern "C" {
 /// capability or a library; `OutOfMemory`.
 pub(crate) fn device(ordinal: usize) -> Result<Device> {
     require(ordinal)?;
+    is_there(RANDOM).map_err(|words| refused(ordinal, &words))?;
     let device = Device::new_cuda_with_stream(ordinal).map_err(|e| match Error::from(e) {
         e if e.status() == Status::OutOfMemory => e,
         e => refused(ordinal, e.message()),
@@ -49,7 +55,7 @@ pub(crate) fn device(ordinal: usize) -> Result<Device> {
     Ok(device)
 }
 
-/// Initialises the driver, and looks for all that GPU `ordinal` needs.
+/// Initialises the driver, and looks for all that own kernels need on GPU `ordinal`.
 ///
 /// # Errors
 /// `Unsupported`, with what is missing.
@@ -103,10 +109,11 @@ fn check(ordinal: usize) -> Result<(), String> {
             [capability, CAPABILITY].map(|(major, minor)| format!("{major}.{minor}"));
         return Err(format!("its compute capability is {found}, expected {needed} or later"));
     }
-    for (library, name) in LIBRARIES {
-        load(library).map_err(|why| format!("{name} is missing: {why}"))?;
-    }
-    Ok(())
+    PRODUCTS.into_iter().try_for_each(is_there)
+}
+
+fn is_there((library, name): Library) -> Result<(), String> {
+    load(library).map_err(|why| format!("{name} is missing: {why}"))
 }
 
 /// Loads one of the libraries; else says under which names it was looked for.
