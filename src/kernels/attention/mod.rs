@@ -10,6 +10,8 @@ mod avx512;
 mod page;
 mod simd;
 #[cfg(target_arch = "x86_64")]
+mod tile_pages;
+#[cfg(target_arch = "x86_64")]
 mod tiled;
 
 use std::ops::Range;

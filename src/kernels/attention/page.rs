@@ -7,14 +7,14 @@ use super::super::math::Widest;
 use super::super::packed::Line;
 use super::super::{Heads, Precision};
 #[cfg(target_arch = "x86_64")]
-use super::{super::tiles::Unit, tiled};
+use super::{super::tiles::Unit, tile_pages, tiled};
 
 /// The form of a page's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::kernels) enum PageForm {
     /// f32: of a head keys `[dim, PAGE_TOKENS]` and values `[PAGE_TOKENS, dim]`.
     Numbers,
-    /// The nearest bf16, laid out for products of tiles by this unit; see [`tiled`].
+    /// The nearest bf16, laid out for products of tiles by this unit; see [`tile_pages`].
     #[cfg(target_arch = "x86_64")]
     Tiles(Unit),
 }
@@ -56,7 +56,7 @@ impl PageForm {
             }
             // SAFETY: the unit is there, and with it the instructions.
             #[cfg(target_arch = "x86_64")]
-            Self::Tiles(_) => unsafe { tiled::write(keys, values, first, qkv) },
+            Self::Tiles(_) => unsafe { tile_pages::write(keys, values, first, qkv) },
         }
     }
 }
