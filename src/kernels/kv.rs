@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::attention::PageForm;
 use super::joined::View;
-use super::packed::Line;
+use super::packed::{LINE_FLOATS, Line};
 use super::{Backend, Heads, Joined, Precision, cuda};
 use crate::error::{Error, Result, Status};
 
@@ -175,8 +175,31 @@ pub(crate) struct Pages {
 
 /// Per layer the keys of each key head, and then the values of each, in the pages' form.
 pub(super) struct Page {
-    data: Vec<Line>,
+    /// Lines, with what stands before the first one: memory that is asked for at a line's alignment
+    /// is given back in pieces that do not serve the next page (glibc before 2.38).
+    data: Vec<f32>,
+    lines: Range<usize>,
     _charge: Charge,
+}
+
+impl Page {
+    /// # Errors
+    /// `OutOfMemory`.
+    fn zeros(lines: usize, meter: &Meter) -> Result<Self> {
+        let floats = lines * LINE_FLOATS;
+        let data = zeros::<f32>(floats + LINE_FLOATS - 1)?;
+        let first = data.as_ptr().align_offset(align_of::<Line>());
+        let charge = meter.charge(floats * size_of::<f32>());
+        Ok(Self { data, lines: first..first + floats, _charge: charge })
+    }
+
+    fn lines(&self) -> &[Line] {
+        bytemuck::cast_slice(&self.data[self.lines.clone()])
+    }
+
+    fn lines_mut(&mut self) -> &mut [Line] {
+        bytemuck::cast_slice_mut(&mut self.data[self.lines.clone()])
+    }
 }
 
 impl Pages {
@@ -195,17 +218,16 @@ impl Pages {
     }
 
     fn reserve(&mut self, written: usize, tokens: usize) -> Result<()> {
-        let length = self.shape.layers * self.layer_lines();
-        let charge = || self.meter.charge(length * size_of::<Line>());
+        let lines = self.shape.layers * self.layer_lines();
         for page in self.pages.iter_mut().skip(written / PAGE_TOKENS) {
             if Arc::get_mut(page).is_none() {
-                let mut data = zeros(length)?;
-                data.copy_from_slice(&page.data);
-                *page = Arc::new(Page { data, _charge: charge() });
+                let mut copy = Page::zeros(lines, &self.meter)?;
+                copy.lines_mut().copy_from_slice(page.lines());
+                *page = Arc::new(copy);
             }
         }
         while self.room() < tokens {
-            self.pages.push(Arc::new(Page { data: zeros(length)?, _charge: charge() }));
+            self.pages.push(Arc::new(Page::zeros(lines, &self.meter)?));
         }
         Ok(())
     }
@@ -222,7 +244,7 @@ impl Pages {
             let start = (first + i) * PAGE_TOKENS;
             let tokens = start.max(position)..end.min(start + PAGE_TOKENS);
             let rows = qkv.range(tokens.start - position..tokens.end - position);
-            form.write(&mut page.data[range.clone()], tokens.start - start, rows);
+            form.write(&mut page.lines_mut()[range.clone()], tokens.start - start, rows);
             Ok(())
         })
     }
@@ -246,7 +268,7 @@ impl Pages {
         let range = self.layer_range(layer);
         let values = self.layer_lines() / 2;
         self.pages.iter().map(move |page| {
-            let layer = &page.data[range.clone()];
+            let layer = &page.lines()[range.clone()];
             (&layer[head * length..][..length], &layer[values + head * length..][..length])
         })
     }

@@ -7,12 +7,9 @@
 use std::arch::x86_64::*;
 
 use super::arena::{Arena, Buffer};
-use super::packed::Line;
+use super::packed::{LINE_FLOATS, Line};
 use super::tiles::{SIDE, TILE_K, rounded};
 use crate::error::Result;
-
-/// Floats that take the place of a line.
-pub(super) const LINE_FLOATS: usize = size_of::<Line>() / size_of::<f32>();
 
 /// `[rows / 16, width / 32, parts, 16]` lines of 32 bf16; past the last row they hold anything, past
 /// a row's end zeros. There are none where the CPU has no AVX-512 BF16.

@@ -14,8 +14,7 @@ use super::tile_pages::{Page, load_keys, load_values};
 use crate::error::Result;
 use crate::kernels::Arena;
 use crate::kernels::kv::PAGE_TOKENS;
-use crate::kernels::packed::Line;
-use crate::kernels::strips::LINE_FLOATS;
+use crate::kernels::packed::{LINE_FLOATS, Line};
 use crate::kernels::tiles::{
     Multiplier, PANEL, Product, SIDE, STEP_LINES, Sums, TILE_K, Unit, rounded,
 };

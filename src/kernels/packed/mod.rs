@@ -49,7 +49,7 @@ pub(crate) use cache::{LAYOUT, Piece, Pieces, kernels};
 pub(super) use drive::share;
 pub(crate) use int8::Int8Linear;
 #[cfg(target_arch = "x86_64")]
-pub(super) use pack::Line;
+pub(super) use pack::{LINE_FLOATS, Line};
 use pack::{PANEL, Panels, Storage};
 
 /// A weight matrix as in the checkpoint, row-major `[n, k]`: one row per output feature.

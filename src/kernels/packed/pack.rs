@@ -45,6 +45,9 @@ pub(in crate::kernels) struct Line(pub(super) [u32; LINE_WORDS]);
 
 const LINE_WORDS: usize = 16;
 
+/// Floats that take the place of a line.
+pub(in crate::kernels) const LINE_FLOATS: usize = size_of::<Line>() / size_of::<f32>();
+
 // SAFETY: words, all of whose bits are values, without padding between them.
 unsafe impl bytemuck::Zeroable for Line {}
 // SAFETY: as above.
