@@ -48,7 +48,6 @@ pub(crate) use cache::{LAYOUT, Piece, Pieces, kernels};
 #[cfg(target_arch = "x86_64")]
 pub(super) use drive::share;
 pub(crate) use int8::Int8Linear;
-#[cfg(target_arch = "x86_64")]
 pub(super) use pack::{LINE_FLOATS, Line};
 use pack::{PANEL, Panels, Storage};
 
