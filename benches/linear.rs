@@ -43,20 +43,10 @@ mod kernels {
 
         pub(crate) enum Element {}
 
-        impl Element {
-            pub(crate) fn bytes(self) -> usize {
-                match self {}
-            }
-        }
-
         #[derive(Clone, Debug)]
         pub(crate) enum Gpu {}
 
         impl Gpu {
-            pub(crate) fn element(&self) -> Element {
-                match *self {}
-            }
-
             pub(crate) fn vector(&self, _: &[f32]) -> Result<Memory> {
                 match *self {}
             }

@@ -287,7 +287,7 @@ fn parts(segments: &[Segment], most: usize) -> Vec<Vec<Part>> {
     let total: usize = rows.clone().flatten().map(cost).sum();
     let count = total.div_ceil(most * CHUNK_KEYS);
     let mut chunks: Vec<Vec<Part>> = Vec::with_capacity(count);
-    let (mut rows_of_chunk, mut spent) = (most, 0);
+    let (mut rows_of_chunk, mut spent) = (0, 0);
     for (i, positions) in rows.enumerate() {
         for position in positions {
             spent += cost(position);

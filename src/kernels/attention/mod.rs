@@ -176,7 +176,6 @@ fn attend(
                 layer: *layer,
                 head,
                 positions: *position..position + rows.len(),
-                heads: qkv.heads(),
                 out,
                 first_row: rows.start,
             });
@@ -256,16 +255,19 @@ struct Task<'a> {
     head: usize,
     /// Where in their text the rows stand.
     positions: Range<usize>,
-    heads: Heads,
     out: Output,
     /// The first row's place in the result.
     first_row: usize,
 }
 
 impl Task<'_> {
+    fn heads(&self) -> Heads {
+        self.qkv.heads()
+    }
+
     /// Query heads that share the key head.
     fn group(&self) -> usize {
-        self.heads.query / self.heads.key_value
+        self.heads().query / self.heads().key_value
     }
 
     /// How many queries there are: of every row those that share the key head, row by row.
@@ -288,15 +290,15 @@ impl Task<'_> {
 
     /// What queries are multiplied by.
     fn scale(&self) -> f32 {
-        1.0 / (self.heads.dim as f32).sqrt()
+        1.0 / (self.heads().dim as f32).sqrt()
     }
 
     /// Takes the result of query `at`, `[dim]`.
     #[inline(always)]
     fn put(&mut self, at: usize, result: &[f32]) {
-        assert!(at < self.queries() && result.len() == self.heads.dim);
+        assert!(at < self.queries() && result.len() == self.heads().dim);
         let (row, member) = (at / self.group(), at % self.group());
-        let column = (self.head * self.group() + member) * self.heads.dim;
+        let column = (self.head * self.group() + member) * self.heads().dim;
         // SAFETY: a head's columns of one of this task's rows, which nobody else has.
         unsafe { self.out.write(self.first_row + row, column, result) };
     }

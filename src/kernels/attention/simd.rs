@@ -66,7 +66,7 @@ pub(super) trait Products: Copy {
 /// Computes a task's result.
 #[inline(always)]
 pub(super) fn attend<P: Products>(products: P, mut task: Task<'_>) {
-    let (dim, group, queries) = (task.heads.dim, task.group(), task.queries());
+    let (dim, group, queries) = (task.heads().dim, task.group(), task.queries());
     let mut scratch = Scratch {
         group,
         dim,

@@ -73,7 +73,7 @@ fn take<'a>(rest: &mut &'a mut [f32], length: usize) -> &'a mut [f32] {
 /// # Safety
 /// The unit is one of [`unit`] for these heads.
 pub(super) unsafe fn attend(unit: Unit, mut task: Task<'_>, arena: &Arena) -> Result<()> {
-    let (dim, queries) = (task.heads.dim, task.queries());
+    let (dim, queries) = (task.heads().dim, task.queries());
     let rows = queries.next_multiple_of(SIDE);
     // Two bf16 are as large as an f32.
     let [of_queries, of_keys, of_weights] =
