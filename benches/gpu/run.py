@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Parity, times and a profile of the built library on a GPU, as JSON.
+"""Parity, times and a profile of the built library on a GPU, as JSON, and a table of the times.
 
     python run.py bundle OUT --library libsiren.so [--tests siren-gpu-tests]
                                                       the folder to carry to the GPU machine
@@ -42,6 +42,11 @@ PACKED = [16, 32, 64, 96, 128, 192, 256, 512]
 PACKED_TEXTS = 64
 PREFIXES = [500, 1000, 2000, 4000]
 PUSHED = 32
+# What an H200 is to reach in bf16: milliseconds of a case, and tokens a second of the packed batch.
+GOALS = {
+    "qwen3-0.6b": {"32 tokens": 1.5},
+    "qwen3-4b": {"32 tokens": 4.0, "512 tokens": 8.0, "32 onto 2000": 3.0, "packed": 70_000},
+}
 WORDS = "the people of this town walk along the river every day and talk about it ".split()
 
 # --- the folder to carry -----------------------------------------------------------------------
@@ -301,6 +306,7 @@ def pushes(guard, theirs, args):
             # It has no streams: the whole is scored again.
             whole = f"{prefix} {pushed}"
             case["llm_siren"] = spread(timed(lambda: theirs.score(whole), max(1, args.repeat // 10)))
+            case["times_as_fast"] = case["llm_siren"]["median_ms"] / case["siren"]["median_ms"]
         cases.append(case)
     return cases
 
@@ -351,6 +357,28 @@ def profile(reference, guard, device):
 # --- all of it ----------------------------------------------------------------------------------
 
 
+def table(benchmarks):
+    """The figures as a table in Markdown, beside what is to be reached."""
+    lines = ["| shape | dtype | device | case | siren, ms | p95 | p99 | goal | llm-siren, ms | times as fast |",
+             "|---|---|---|---|--:|--:|--:|--:|--:|--:|"]
+    for found in filter(None, benchmarks):
+        goals = GOALS.get(found["shape"], {}) if found["dtype"] == "bf16" else {}
+        rows = [(f"{goal} tokens", case) for goal, case in zip(LENGTHS, found["texts"])]
+        rows += [(f"{PUSHED} onto {goal}", case) for goal, case in zip(PREFIXES, found["pushes"])]
+        rows += [("packed", found["packed"]), (f"{found['load']['callers']} callers", found["load"])]
+        for name, case in rows:
+            own, theirs = case["siren"] or {}, case.get("llm_siren", {})
+            rate = f", {case['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in case else ""
+            cells = [found["shape"], found["dtype"], found["device"], name + rate]
+            cells += [f"{own[key]:.2f}" if key in own else "" for key in ("median_ms", "p95_ms", "p99_ms")]
+            cells += [f"{goals[name]:,}" if name in goals else ""]
+            cells += [f"{theirs['median_ms']:.2f}" if theirs else ""]
+            cells += [f"{case['times_as_fast']:.2f}" if "times_as_fast" in case else ""]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+
 def run(args):
     # First, so that its CUDA libraries are there for the library too.
     reference = Reference(args.devices[0])
@@ -392,6 +420,7 @@ def run(args):
                 save()
             shutil.rmtree(model, ignore_errors=True)
     save()
+    print(table(result["benchmarks"]))
     print(f"{args.out}: {len(result['failures'])} failures")
     return 1 if result["failures"] else 0
 

@@ -198,7 +198,7 @@ impl Decoder {
     }
 
     /// The most rows that run side by side.
-    pub(super) fn chunk_rows(&self) -> usize {
+    pub(crate) fn chunk_rows(&self) -> usize {
         self.chunk_rows
     }
 

@@ -20,8 +20,10 @@ const MIN_CHUNK_ROWS: usize = 128;
 const MAX_CHUNK_ROWS: usize = 1024;
 /// As [`MAX_CHUNK_ROWS`], where reading a layer's weights takes as long as the products of many rows.
 const WIDE_CHUNK_ROWS: usize = 512;
-/// The same for each multiprocessor of a GPU.
+/// Rows of a chunk for each multiprocessor of a GPU, and at the most: the smallest product of a layer,
+/// `[rows, hidden_size]`, is to have some tiles of 128 by 128 for each of them. Not tried on one.
 const CHUNK_ROWS_PER_PROCESSOR: usize = 32;
+const MAX_CHUNK_ROWS_ON_GPU: usize = 4096;
 /// Keys that each of a full chunk's rows sees before chunks get fewer rows.
 const CHUNK_KEYS: usize = 2048;
 
@@ -269,7 +271,7 @@ fn attend(
 pub(super) fn chunk_rows(row_flops: usize, backend: &Backend, precision: Precision) -> usize {
     if let Backend::Cuda(gpu) = backend {
         let rows = CHUNK_ROWS_PER_PROCESSOR * gpu.processors();
-        return rows.clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);
+        return rows.clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS_ON_GPU);
     }
     let threads = rayon::current_num_threads();
     let rows = (CHUNK_ROWS_PER_THREAD * threads).clamp(MIN_CHUNK_ROWS, MAX_CHUNK_ROWS);

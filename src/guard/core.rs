@@ -97,7 +97,7 @@ impl Core {
         let (streams, streams_parked) = self.live.counts();
         Stats {
             queue_depth: self.scheduler.waiting() as u64,
-            pass_tokens_limit: super::open::BATCH_TOKENS as u64,
+            pass_tokens_limit: self.scheduler.batch_tokens() as u64,
             kv_bytes: self.meter.bytes() as u64,
             streams,
             streams_parked,

@@ -150,6 +150,24 @@ fn texts_go_on_from_what_the_prefix_cache_holds() {
     }
 }
 
+/// What would be two passes on a CPU is one chunk of one pass, and attention is shared out to more blocks.
+#[test]
+fn a_large_gpu_takes_more_texts_in_a_pass() {
+    let name = "qwen3-residual-last";
+    let all = Vectors::read(&fixture(name)).vectors;
+    let sizes = 100..=super::open::BATCH_TOKENS;
+    let texts: Vec<_> = all.iter().filter(|v| sizes.contains(&v.tokens)).collect();
+    assert!(texts.iter().map(|v| v.tokens).sum::<usize>() > super::open::BATCH_TOKENS);
+    let device = DeviceChoice::Emulated(Emulation { processors: 132, ..Emulation::default() });
+    let guard = Guard::open(options(name, device, Dtype::F32)).unwrap();
+    assert_eq!(guard.stats().pass_tokens_limit, 4096);
+    assert_eq!(on_gpu(name, Dtype::F32).stats().pass_tokens_limit, 1024);
+    let passes = guard.stats().passes;
+    let most = worst(&batch(&guard, &texts), texts.iter().map(|v| v.score));
+    assert!(most <= TOLERANCE, "{most:e}");
+    assert_eq!(guard.stats().passes - passes, 1);
+}
+
 /// Neither reads what is the other's.
 #[test]
 fn short_texts_run_between_the_steps_of_a_long_one() {

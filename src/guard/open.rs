@@ -22,7 +22,8 @@ use crate::stream::Live;
 use crate::sys::process::{Home, Opening};
 use crate::text::Tokenizer;
 
-/// Tokens of one pass: past this, a CPU computes no faster for more of them.
+/// Tokens of one pass: past this, a CPU computes no faster for more of them. A GPU takes as many as it
+/// has in a chunk, if that is more.
 pub(super) const BATCH_TOKENS: usize = 1024;
 /// What shows int8 layers which of their inputs are far larger than the others, in whatever text: some
 /// prose, a list, code, slang and other languages.
@@ -49,7 +50,8 @@ impl Guard {
         let pool = Arc::new(pool);
         pool.install(|| Self::load(&options, runs_on, &pool)).and_then(
             |(engine, tokenizer, info)| {
-                let limits = Limits { queue: options.max_queue, batch_tokens: BATCH_TOKENS };
+                let batch_tokens = BATCH_TOKENS.max(engine.decoder.chunk_rows());
+                let limits = Limits { queue: options.max_queue, batch_tokens };
                 let (meter, cache) = (engine.meter.clone(), engine.cache.clone());
                 let counters = engine.counters.clone();
                 let home = Home::here();

@@ -158,6 +158,11 @@ impl<E: Engine> Scheduler<E> {
         Ok(call)
     }
 
+    /// Tokens of one pass.
+    pub(crate) fn batch_tokens(&self) -> usize {
+        self.queue.limits.batch_tokens
+    }
+
     /// Sequences that wait now.
     pub(crate) fn waiting(&self) -> usize {
         self.queue.len()

@@ -94,6 +94,8 @@ pub struct Emulation {
     pub(crate) ascending: bool,
     /// Bytes that there are.
     pub(crate) capacity: usize,
+    /// Multiprocessors that it says it has.
+    pub(crate) processors: usize,
     /// Whether launches can be recorded.
     pub(crate) has_graphs: bool,
     /// The kernel, or `product`, that does nothing.
@@ -102,7 +104,7 @@ pub struct Emulation {
 
 impl Default for Emulation {
     fn default() -> Self {
-        Self { ascending: true, capacity: 1 << 28, has_graphs: true, without: None }
+        Self { ascending: true, capacity: 1 << 28, processors: 4, has_graphs: true, without: None }
     }
 }
 
@@ -120,7 +122,8 @@ impl Emulation {
             recording: Mutex::default(),
             graphs: Mutex::default(),
         };
-        Gpu::new(Box::new(driver), element, 4, Sizes { class: |bytes| bytes.max(1), slab: 1 })
+        let sizes = Sizes { class: |bytes| bytes.max(1), slab: 1 };
+        Gpu::new(Box::new(driver), element, self.processors, sizes)
     }
 }
 
