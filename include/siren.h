@@ -625,8 +625,8 @@ typedef struct siren_guard_stats {
      */
     double pass_seconds;
     /**
-     * Tokens that one pass takes at most before a text runs alone: `tokens` divided by `passes`
-     * times this is how full batches are.
+     * Tokens that a pass of several texts takes at most: `tokens` divided by `passes` times this is
+     * how full batches are.
      */
     uint64_t pass_tokens_limit;
     /**

@@ -35,8 +35,8 @@ pub struct Stats {
     pub pass_sequences: u64,
     /// Time in passes, in seconds: its growth over a second is how busy the guard is, 0 to 1.
     pub pass_seconds: f64,
-    /// Tokens that one pass takes at most before a text runs alone: `tokens` divided by `passes`
-    /// times this is how full batches are.
+    /// Tokens that a pass of several texts takes at most: `tokens` divided by `passes` times this is
+    /// how full batches are.
     pub pass_tokens_limit: u64,
     /// Calls by the time from call to result: [`LATENCY_BOUNDS`], then the rest.
     pub latency_counts: [u64; LATENCY_BOUNDS.len() + 1],
@@ -80,7 +80,7 @@ impl Stats {
         page.counter("pass_seconds", "Time in passes.", self.pass_seconds);
         page.gauge(
             "pass_tokens_limit",
-            "Tokens of one pass before a text runs alone.",
+            "Tokens that a pass of several texts takes at most.",
             self.pass_tokens_limit,
         );
         page.histogram(

@@ -47,8 +47,8 @@ pub struct siren_guard_stats {
     pub pass_sequences: u64,
     /// Time in passes, in seconds: its growth over a second is how busy the guard is, 0 to 1.
     pub pass_seconds: f64,
-    /// Tokens that one pass takes at most before a text runs alone: `tokens` divided by `passes`
-    /// times this is how full batches are.
+    /// Tokens that a pass of several texts takes at most: `tokens` divided by `passes` times this is
+    /// how full batches are.
     pub pass_tokens_limit: u64,
     /// Calls by the seconds from call to result: up to 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1,
     /// 0.2, 0.5, 1, 2, 5, 10, 20, 60, and longer. Each call is in one bucket.

@@ -22,8 +22,8 @@ use crate::stream::Live;
 use crate::sys::process::{Home, Opening};
 use crate::text::Tokenizer;
 
-/// Tokens of one pass: past this, a CPU computes no faster for more of them. A GPU takes as many as it
-/// has in a chunk, if that is more.
+/// Tokens of a pass of several texts: past this, a CPU computes no faster for more of them. A GPU takes as
+/// many as it has in a chunk, if that is more. A longer text runs in turns with short ones on both.
 pub(super) const BATCH_TOKENS: usize = 1024;
 /// What shows int8 layers which of their inputs are far larger than the others, in whatever text: some
 /// prose, a list, code, slang and other languages.
@@ -51,7 +51,8 @@ impl Guard {
         pool.install(|| Self::load(&options, runs_on, &pool)).and_then(
             |(engine, tokenizer, info)| {
                 let batch_tokens = BATCH_TOKENS.max(engine.decoder.chunk_rows());
-                let limits = Limits { queue: options.max_queue, batch_tokens };
+                let queue = options.max_queue;
+                let limits = Limits { queue, batch_tokens, short_tokens: BATCH_TOKENS };
                 let (meter, cache) = (engine.meter.clone(), engine.cache.clone());
                 let counters = engine.counters.clone();
                 let home = Home::here();

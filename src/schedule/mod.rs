@@ -2,7 +2,7 @@
 //!
 //! The worker takes what waits, first come first served, up to the budget, and never lingers for
 //! more: a single caller pays no batching delay, and concurrent callers share passes. A sequence
-//! over the budget is long: it runs alone, part by part, in turns with the short ones.
+//! over a limit of its own is long: it runs alone, part by part, in turns with the short ones.
 
 mod call;
 mod callbacks;
@@ -61,8 +61,10 @@ pub(crate) trait Engine: Send + Sync + 'static {
 pub(crate) struct Limits {
     /// Sequences waiting, over all callers.
     pub(crate) queue: usize,
-    /// Tokens of one pass; a longer sequence runs alone.
+    /// Tokens of a pass of several sequences, at least `short_tokens`.
     pub(crate) batch_tokens: usize,
+    /// Tokens of a sequence that shares a pass; a longer one runs alone.
+    pub(crate) short_tokens: usize,
 }
 
 /// The queue and its worker thread. Dropping it ends the worker after everything that is queued.
@@ -158,7 +160,7 @@ impl<E: Engine> Scheduler<E> {
         Ok(call)
     }
 
-    /// Tokens of one pass.
+    /// Tokens of a pass of several sequences.
     pub(crate) fn batch_tokens(&self) -> usize {
         self.queue.limits.batch_tokens
     }

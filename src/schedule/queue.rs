@@ -95,7 +95,7 @@ impl<E: Engine> Queue<E> {
             state.came += 1;
             let ticket = Ticket { call: call.clone(), index };
             let queued = Queued { job, tokens, ticket, number: state.came };
-            let is_long = tokens > self.limits.batch_tokens;
+            let is_long = tokens > self.limits.short_tokens;
             if is_long { &mut state.long } else { &mut state.short }.push_back(queued);
         }
         drop(state);

@@ -181,7 +181,7 @@ impl Drop for Hand {
 
 fn start(queue: usize, batch_tokens: usize) -> (Arc<Scheduler<Fake>>, Hand) {
     let fake = Fake::default();
-    let limits = Limits { queue, batch_tokens };
+    let limits = Limits { queue, batch_tokens, short_tokens: batch_tokens };
     let scheduler = Scheduler::start(Arc::new(fake.clone()), limits, Arc::default()).unwrap();
     (Arc::new(scheduler), Hand(fake))
 }
@@ -246,9 +246,9 @@ fn wait_until(what: impl Fn() -> bool) {
 fn batches_fill_to_the_budget_in_order_and_a_long_text_runs_alone() {
     let fake = Fake::default();
     let counters = Arc::new(Counters::default());
-    let limits = Limits { queue: 100, batch_tokens: 10 };
+    let limits = Limits { queue: 100, batch_tokens: 10, short_tokens: 7 };
     let scheduler = Scheduler::start(Arc::new(fake.clone()), limits, counters.clone()).unwrap();
-    let jobs = [4, 6, 1, 50, 3].into_iter().zip(0..).map(|(tokens, id)| Job { id, tokens });
+    let jobs = [4, 6, 1, 8, 3].into_iter().zip(0..).map(|(tokens, id)| Job { id, tokens });
     let results = scheduler.run(jobs.collect(), &Control::default()).unwrap();
     assert_eq!(results, oks(0..5));
     let begun = fake.log().into_iter().filter(|event| matches!(event, Begin(_)));
@@ -340,7 +340,7 @@ fn a_full_queue_answers_busy_at_once_and_an_empty_call_returns() {
 #[test]
 fn a_job_without_tokens_is_answered_and_is_no_pass_of_the_backbone() {
     let counters = Arc::new(Counters::default());
-    let limits = Limits { queue: 2, batch_tokens: 10 };
+    let limits = Limits { queue: 2, batch_tokens: 10, short_tokens: 10 };
     let scheduler = Scheduler::start(Arc::new(Fake::default()), limits, counters.clone()).unwrap();
     let job = Job { id: 3, tokens: 0 };
     assert_eq!(scheduler.run(vec![job], &Control::default()).unwrap(), [Ok(3)]);

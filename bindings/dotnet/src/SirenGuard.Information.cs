@@ -124,7 +124,7 @@ namespace Siren
         public long PassSequences { get; }
         /// <summary>Time in passes, in seconds.</summary>
         public double PassSeconds { get; }
-        /// <summary>Tokens that one pass takes at most before a text runs alone.</summary>
+        /// <summary>Tokens that a pass of several texts takes at most.</summary>
         public long PassTokensLimit { get; }
         /// <summary>
         /// Calls by the seconds from call to result: up to 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2,
