@@ -34,7 +34,7 @@ go test -count=1 -race ./...
 go test -tags siren_static -c -o "$work/static.test" .
 env -u LD_LIBRARY_PATH "$work/static.test"
 # Runs are counted: to stop at a time is a race that Go before 1.27 may lose (golang/go#75804).
-for target in FuzzScore:50000 FuzzStream:3000; do
+for target in FuzzScore:200000 FuzzStream:15000; do
     go test -run '^$' -fuzz "^${target%:*}\$" -fuzztime "${target#*:}x" .
 done
 
