@@ -251,6 +251,12 @@ def spread(times):
             "least_ms": ordered[0], "most_ms": ordered[-1], "calls": len(ordered)}
 
 
+def compare(case, call, repeat):
+    """Adds the reference's times to a case that has the library's."""
+    case["llm_siren"] = spread(timed(call, repeat))
+    case["times_as_fast"] = case["llm_siren"]["median_ms"] / case["siren"]["median_ms"]
+
+
 def benchmark(siren, reference, device, shape, model, dtype, args):
     start = time.perf_counter()
     guard = siren.SirenGuard.open(model, backbone=str(model / "backbone"), device=device,
@@ -267,8 +273,7 @@ def benchmark(siren, reference, device, shape, model, dtype, args):
         text, found = text_of(guard, tokens)
         case = {"tokens": found, "siren": spread(timed(lambda: guard.score(text), args.repeat))}
         if theirs is not None:
-            case["llm_siren"] = spread(timed(lambda: theirs.score(text), args.repeat))
-            case["times_as_fast"] = case["llm_siren"]["median_ms"] / case["siren"]["median_ms"]
+            compare(case, lambda: theirs.score(text), args.repeat)
             case["scores_apart"] = abs(theirs.score(text).score - guard.score(text).score)
         result["texts"].append(case)
     texts = [text_of(guard, tokens) for tokens in PACKED]
@@ -278,8 +283,7 @@ def benchmark(siren, reference, device, shape, model, dtype, args):
               "siren": spread(timed(lambda: guard.score_batch(batch), args.repeat))}
     packed["tokens_per_s"] = tokens / packed["siren"]["median_ms"] * 1e3
     if theirs is not None:
-        packed["llm_siren"] = spread(timed(lambda: theirs.score_batch(batch), max(1, args.repeat // 10)))
-        packed["times_as_fast"] = packed["llm_siren"]["median_ms"] / packed["siren"]["median_ms"]
+        compare(packed, lambda: theirs.score_batch(batch), max(1, args.repeat // 10))
     result["packed"] = packed
     result["pushes"] = pushes(guard, theirs, args)
     result["load"] = load(guard, args)
@@ -305,8 +309,7 @@ def pushes(guard, theirs, args):
         if theirs is not None:
             # It has no streams: the whole is scored again.
             whole = f"{prefix} {pushed}"
-            case["llm_siren"] = spread(timed(lambda: theirs.score(whole), max(1, args.repeat // 10)))
-            case["times_as_fast"] = case["llm_siren"]["median_ms"] / case["siren"]["median_ms"]
+            compare(case, lambda: theirs.score(whole), max(1, args.repeat // 10))
         cases.append(case)
     return cases
 
@@ -376,7 +379,6 @@ def table(benchmarks):
             cells += [f"{case['times_as_fast']:.2f}" if "times_as_fast" in case else ""]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
 
 
 def run(args):
